@@ -1,0 +1,1 @@
+"""Trajectories, their buffer, and the small stateful pieces that need nothing but tensors."""

@@ -1,0 +1,30 @@
+"""Embeddings of the diffusion step."""
+
+from __future__ import annotations
+
+import math
+
+import torch as th
+from torch import nn
+
+
+class FourierEmbedding(nn.Module):
+    """
+    Random Fourier features of a noise level in [0, 1], followed by a two-layer MLP.
+
+    :param size: length of the embedding
+    :param n_frequencies: number of random frequencies; each gives a sine and a cosine
+    :param scale: standard deviation of the frequencies, in periods over [0, 1]
+    """
+
+    frequencies: th.Tensor
+
+    def __init__(self, size: int, n_frequencies: int = 16, scale: float = 4.0) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", th.randn(n_frequencies) * scale)
+        self.net = nn.Sequential(nn.Linear(2 * n_frequencies, size), nn.SiLU(), nn.Linear(size, size))
+
+    def forward(self, level: th.Tensor) -> th.Tensor:
+        """Levels ``(...,)`` to embeddings ``(..., size)``."""
+        angles = 2 * math.pi * level[..., None] * self.frequencies
+        return self.net(th.cat([angles.sin(), angles.cos()], dim=-1))

@@ -1,0 +1,45 @@
+"""The residual MLP over whole trajectories (Table 2)."""
+
+from __future__ import annotations
+
+import torch as th
+from torch import nn
+
+from sb3_polygrad.denoisers.embeddings import FourierEmbedding
+
+
+class ResidualMLP(nn.Module):
+    """
+    Denoises a trajectory as one flat vector: the noisy states and the actions are projected once, the embedding of the
+    diffusion step is added, then come ``n_layers`` blocks ``x + Linear(ReLU(LayerNorm(x)))``.
+
+    As in the authors' release the embedding is added once; the paper writes it into every layer.
+
+    :param horizon: number of actions; there is one state more
+    :param channels: channels per state (observation, reward, terminal)
+    :param action_dim: length of an action
+    :param width: width of the blocks
+    :param n_layers: number of blocks
+    """
+
+    def __init__(self, horizon: int, channels: int, action_dim: int, width: int = 1024, n_layers: int = 6) -> None:
+        super().__init__()
+        n_states = (horizon + 1) * channels
+        self.project = nn.Linear(n_states + horizon * action_dim, width)
+        self.embed = FourierEmbedding(width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)) for _ in range(n_layers)
+        )
+        self.head = nn.Linear(width, n_states)
+
+    def forward(self, noisy: th.Tensor, actions: th.Tensor, level: th.Tensor) -> th.Tensor:
+        """
+        :param noisy: ``(batch, horizon + 1, channels)``
+        :param actions: ``(batch, horizon, action_dim)``, standardised and scaled by the signal
+        :param level: ``(batch,)`` or ``(1,)``, diffusion step as a fraction of N
+        :return: ``(batch, horizon + 1, channels)``
+        """
+        x = self.project(th.cat([noisy.flatten(1), actions.flatten(1)], dim=1)) + self.embed(level)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x).view_as(noisy)

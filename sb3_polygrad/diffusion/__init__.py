@@ -1,0 +1,1 @@
+"""Diffusion on tensors and callables: schedule, process, guidance, sampler."""

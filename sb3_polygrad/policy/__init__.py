@@ -1,0 +1,1 @@
+"""The policy, the buffer of imagined data, and the policy updates."""

@@ -1,0 +1,171 @@
+"""The actor-critic that learns from imagined trajectories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def _with_layer_norm(net: nn.Sequential) -> nn.Sequential:
+    """The same layers, each linear one followed by a LayerNorm."""
+    layers: list[nn.Module] = []
+    for layer in net:
+        layers.append(layer)
+        if isinstance(layer, nn.Linear):
+            layers.append(nn.LayerNorm(layer.out_features))
+    return nn.Sequential(*layers)
+
+
+class _Critic(nn.Module):
+    """The parts of the policy that make up the value function, as one module that can be averaged."""
+
+    def __init__(self, features_extractor: nn.Module, hidden: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(features_extractor, hidden, head)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.net(observations)
+
+
+class PolyGRADPolicy(ActorCriticPolicy):
+    """
+    Actor and critic with a target critic.
+
+    The mean is ``center + half_range * tanh(net(s))``, so it always lies in the action box; the standard deviation is
+    independent of the state, ``half_range * (exp(log_std) + min_std)``: the paper needs it bounded from below.
+    (The authors' release assumes the box [-1, 1]; here every dimension is scaled to its own.)
+
+    :param observation_space: Observation space, Box
+    :param action_space: Action space, bounded Box
+    :param lr_schedule: Learning rate schedule of the actor
+    :param net_arch: hidden layers, as in SB3
+    :param activation_fn: activation of the hidden layers
+    :param layer_norm: normalise before each activation
+    :param min_std: smallest standard deviation, in units of the half-range
+    :param log_std_init: log of the initial standard deviation, in units of the half-range
+    :param critic_tau: share of the critic that enters the target critic at each update
+    :param kwargs: every other argument of SB3's ``ActorCriticPolicy``, except ``use_sde`` and what belongs to it
+    """
+
+    half_range: th.Tensor
+    center: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = True,
+        min_std: float = 0.1,
+        log_std_init: float = 0.0,
+        critic_tau: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("use_sde"):
+            raise ValueError("use_sde=True is not supported: imagination needs a std that does not depend on the state")
+        if not 0.0 <= min_std < float(th.tensor(log_std_init).exp()):
+            raise ValueError(f"min_std={min_std} must lie in [0, exp(log_std_init)={float(th.tensor(log_std_init).exp()):.3g})")
+        if not 0.0 < critic_tau <= 1.0:
+            raise ValueError(f"critic_tau must lie in (0, 1], got {critic_tau}")
+        self.layer_norm, self.min_std, self.critic_tau = layer_norm, min_std, critic_tau
+        if net_arch is None:
+            net_arch = dict(pi=[128, 128], vf=[128, 128])
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            log_std_init=log_std_init,
+            **kwargs,
+        )
+
+    def _build_mlp_extractor(self) -> None:
+        super()._build_mlp_extractor()
+        if self.layer_norm:
+            extractor: MlpExtractor = self.mlp_extractor
+            extractor.policy_net = _with_layer_norm(extractor.policy_net)
+            extractor.value_net = _with_layer_norm(extractor.value_net)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = (th.as_tensor(bound, dtype=th.float32).flatten() for bound in (self.action_space.low, self.action_space.high))
+        self.register_buffer("half_range", (high - low) / 2, persistent=False)
+        self.register_buffer("center", (high + low) / 2, persistent=False)
+        super()._build(lr_schedule)
+        with th.no_grad():
+            # exp(log_std) + min_std is the initial standard deviation that was asked for.
+            self.log_std.copy_((self.log_std.exp() - self.min_std).log())
+        self.critic_target = AveragedModel(self._critic(), multi_avg_fn=get_ema_multi_avg_fn(1.0 - self.critic_tau))
+        # A float counter: everything in a state dict of this package is floating point.
+        self.critic_target.n_averaged = self.critic_target.n_averaged.float()
+        self.critic_target.requires_grad_(False)
+        # One optimiser with a group for each: they learn at different rates and only the actor's step is measured.
+        groups = [{"params": self.actor_parameters()}, {"params": self.critic_parameters()}]
+        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _critic(self) -> _Critic:
+        return _Critic(self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net)
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the value function alone (a features extractor shared with the actor is not among them)."""
+        modules: list[nn.Module] = [self.mlp_extractor.value_net, self.value_net]
+        if not self.share_features_extractor:
+            modules.append(self.vf_features_extractor)
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """Every other trainable parameter."""
+        critic = {id(parameter) for parameter in self.critic_parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in critic]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        for name in ("use_sde", "squash_output", "full_std", "use_expln"):
+            data.pop(name)
+        data.update(
+            layer_norm=self.layer_norm,
+            min_std=self.min_std,
+            critic_tau=self.critic_tau,
+            share_features_extractor=self.share_features_extractor,
+            normalize_images=self.normalize_images,
+        )
+        return data
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        assert isinstance(self.action_dist, DiagGaussianDistribution)
+        mean = self.center + self.half_range * th.tanh(self.action_net(latent_pi))
+        log_std = (self.half_range * (self.log_std.exp() + self.min_std)).log()
+        return self.action_dist.proba_distribution(mean, log_std)
+
+    @property
+    def relative_std(self) -> th.Tensor:
+        """Standard deviation of the actions in units of the half-range, ``(action_dim,)``."""
+        return self.log_std.detach().exp() + self.min_std
+
+    def predict_target_values(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        Values by the target critic.
+
+        :param observations: ``(batch, *observation_shape)``
+        :return: ``(batch,)``
+        """
+        assert isinstance(observations, th.Tensor)
+        return self.critic_target(observations.float()).squeeze(-1)
+
+    def update_critic_target(self) -> None:
+        """Move the target critic towards the critic by ``critic_tau``."""
+        self.critic_target.update_parameters(self._critic())
+
+
+MlpPolicy = PolyGRADPolicy

@@ -1,0 +1,235 @@
+"""Updates of policy and critic from one imagined batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch as th
+from torch import nn
+
+Evaluate = Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor, th.Tensor]]
+"""Observations and actions to values ``(batch, 1)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``."""
+
+
+class Samples(Protocol):
+    """The fields of a minibatch that an update reads; see ``ImaginedRolloutBufferSamples``."""
+
+    observations: th.Tensor
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    mask: th.Tensor
+
+
+class Batch(Protocol):
+    """What an update reads its minibatches from; see ``ImaginedRolloutBuffer``."""
+
+    buffer_size: int
+    n_envs: int
+
+    def get(self, batch_size: int | None = None) -> Generator[Samples, None, None]:
+        """Minibatches of all steps, or all of them at once."""
+        ...
+
+
+@dataclass
+class Learner:
+    """
+    What an update changes.
+
+    :param evaluate: the policy's ``evaluate_actions``
+    :param actor: parameters of the actor (first group of the optimiser)
+    :param critic: parameters of the critic (second group)
+    :param optimizer: of both
+    """
+
+    evaluate: Evaluate
+    actor: Sequence[nn.Parameter]
+    critic: Sequence[nn.Parameter]
+    optimizer: th.optim.Optimizer
+
+
+@dataclass
+class LossSettings:
+    """
+    :param ent_coef: weight of the entropy bonus
+    :param vf_coef: weight of the value loss
+    :param max_grad_norm: bound on the gradient's norm, for actor and critic each
+    :param normalize_advantage: standardise advantages over the imagined batch
+    """
+
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float
+    normalize_advantage: bool
+
+
+def masked_mean(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Mean over the steps that happened."""
+    return (values * mask).sum() / mask.sum().clamp(min=1.0)
+
+
+def standardized(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Advantages with mean 0 and standard deviation 1 over the steps that happened."""
+    centered = advantages - masked_mean(advantages, mask)
+    return centered / (masked_mean(centered.square(), mask).sqrt() + 1e-8)
+
+
+def scale_step(
+    parameters: Sequence[nn.Parameter],
+    origin: Sequence[th.Tensor],
+    measure: Callable[[], th.Tensor],
+    target: float,
+    tolerance: float = 0.2,
+    max_trials: int = 1,
+    max_scale: float = 3.0,
+) -> tuple[float, float]:
+    """
+    Scale a step that was just taken so that its measured size meets a target; the paper's line search.
+
+    To first order the size is proportional to the step, so each trial corrects the scale by target / measured: one trial
+    is the first-order rule, more of them a search that ends within the tolerance. The paper's release instead shrinks or
+    grows by a fixed ratio and lets the optimiser advance at every trial. Here every trial starts from the same saved
+    parameters and the optimiser is not touched, so that the search leaves no trace.
+
+    :param parameters: they hold origin + step when called, origin + scale * step on return
+    :param origin: their values before the step
+    :param measure: size of the change for the current parameters, a scalar
+    :param target: size that is wanted
+    :param tolerance: accepted deviation as a share of the target
+    :param max_trials: measurements of the size at most
+    :param max_scale: the scale never exceeds this
+    :return: the scale (0 if the step was undone because its size was not finite), and the size last measured
+    """
+    steps = [parameter.detach() - start for parameter, start in zip(parameters, origin, strict=True)]
+    scale, size = 1.0, 0.0
+    for _ in range(max_trials):
+        size = float(measure())
+        if not size < float("inf"):  # NaN or infinite: no step at all
+            scale = 0.0
+        elif abs(size - target) <= tolerance * target:
+            break
+        else:
+            scale = min(scale * target / max(size, 1e-12), max_scale)
+        for parameter, start, step in zip(parameters, origin, steps, strict=True):
+            parameter.detach().copy_(start if scale == 0.0 else start + scale * step)
+        if scale == 0.0:
+            break
+    return scale, size
+
+
+def gradient_step(
+    learner: Learner, policy_loss: th.Tensor, values: th.Tensor, entropy: th.Tensor, samples: Samples, loss: LossSettings
+) -> dict[str, th.Tensor | float]:
+    """
+    One step of the optimiser on policy loss, value loss and entropy bonus.
+
+    :param learner: what to change
+    :param policy_loss: scalar
+    :param values: ``(batch, 1)`` predictions of the critic
+    :param entropy: ``(batch,)`` of the policy
+    :param samples: the minibatch
+    :param loss: weights of the loss
+    :return: the losses
+    """
+    value_loss = masked_mean((values.flatten() - samples.returns).square(), samples.mask)
+    entropy_loss = -masked_mean(entropy, samples.mask)
+    total = policy_loss + loss.vf_coef * value_loss + loss.ent_coef * entropy_loss
+    learner.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    nn.utils.clip_grad_norm_(learner.actor, loss.max_grad_norm)
+    nn.utils.clip_grad_norm_(learner.critic, loss.max_grad_norm)
+    learner.optimizer.step()
+    losses = {"loss": total, "policy_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
+    return {name: value.detach() for name, value in losses.items()}
+
+
+class PolicyUpdate(Protocol):
+    """One update of policy and critic from one imagined batch."""
+
+    def __call__(self, learner: Learner, batch: Batch, loss: LossSettings) -> dict[str, th.Tensor | float]:
+        """
+        :param learner: what to change
+        :param batch: the imagined batch
+        :param loss: weights of the loss
+        :return: what there is to log
+        """
+        ...
+
+
+@dataclass
+class A2CUpdate:
+    """
+    The paper's update: one A2C gradient step whose size in policy space is held at a target (Table 1).
+
+    The size is the mean of ``|log π_new(a|s) - log π_old(a|s)|`` over the imagined batch (Appendix A).
+
+    :param target_update: wanted size; None to take the optimiser's step as it is
+    :param max_trials: 1 scales the step once (first order), more search until within 20 % of the target
+    """
+
+    target_update: float | None = 0.02
+    max_trials: int = 1
+
+    def __call__(self, learner: Learner, batch: Batch, loss: LossSettings) -> dict[str, th.Tensor | float]:
+        """See :class:`PolicyUpdate`."""
+        samples = next(batch.get())
+        origin = [parameter.detach().clone() for parameter in learner.actor]
+        advantages = standardized(samples.advantages, samples.mask) if loss.normalize_advantage else samples.advantages
+        values, log_prob, entropy = learner.evaluate(samples.observations, samples.actions)
+        policy_loss = -masked_mean(advantages * log_prob, samples.mask)
+        metrics = gradient_step(learner, policy_loss, values, entropy, samples, loss)
+
+        @th.no_grad()
+        def size() -> th.Tensor:
+            log_prob = learner.evaluate(samples.observations, samples.actions)[1]
+            return masked_mean((log_prob - samples.old_log_prob).abs(), samples.mask)
+
+        if self.target_update is None:
+            return {**metrics, "update_size": size()}
+        scale, measured = scale_step(learner.actor, origin, size, self.target_update, max_trials=self.max_trials)
+        return {**metrics, "update_size": measured, "step_scale": scale}
+
+
+@dataclass
+class PPOUpdate:
+    """
+    Several clipped epochs over one imagined batch (Schulman et al., 2017).
+
+    Departs from the paper, which takes one A2C step per imagined batch and throws it away.
+
+    :param clip_range: bound on the change of the probability ratio
+    :param n_epochs: passes over the batch
+    :param n_minibatches: gradient steps per pass
+    :param target_kl: take no further step once the policy has moved more than 1.5 times this; None for no limit
+    """
+
+    clip_range: float = 0.1
+    n_epochs: int = 4
+    n_minibatches: int = 2
+    target_kl: float | None = None
+
+    def __call__(self, learner: Learner, batch: Batch, loss: LossSettings) -> dict[str, th.Tensor | float]:
+        """See :class:`PolicyUpdate`."""
+        minibatch_size = -(-batch.buffer_size * batch.n_envs // self.n_minibatches)
+        metrics: dict[str, th.Tensor | float] = {}
+        for _ in range(self.n_epochs):
+            for samples in batch.get(minibatch_size):
+                mask = samples.mask
+                advantages = standardized(samples.advantages, mask) if loss.normalize_advantage else samples.advantages
+                values, log_prob, entropy = learner.evaluate(samples.observations, samples.actions)
+                log_ratio = log_prob - samples.old_log_prob
+                ratio = log_ratio.exp()
+                clipped = ratio.clamp(1.0 - self.clip_range, 1.0 + self.clip_range)
+                policy_loss = -masked_mean(th.minimum(advantages * ratio, advantages * clipped), mask)
+                metrics = gradient_step(learner, policy_loss, values, entropy, samples, loss)
+                with th.no_grad():
+                    metrics["approx_kl"] = masked_mean(ratio - 1.0 - log_ratio, mask)
+                    metrics["clip_fraction"] = masked_mean(((ratio - 1.0).abs() > self.clip_range).float(), mask)
+                    metrics["update_size"] = masked_mean(log_ratio.abs(), mask)
+                if self.target_kl is not None and metrics["approx_kl"] > 1.5 * self.target_kl:
+                    return metrics
+        return metrics

@@ -1,0 +1,515 @@
+"""PolyGRAD: the one place where Stable-Baselines3 and a world model meet."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from torch.distributions import Normal
+
+from sb3_polygrad.core.on_policy import action_autocorrelation, action_std, standardized_actions
+from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
+from sb3_polygrad.policy.imagined_rollout_buffer import ImaginedRolloutBuffer
+from sb3_polygrad.policy.policies import PolyGRADPolicy
+from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PolicyUpdate, PPOUpdate
+from sb3_polygrad.policy.vec_normalize import VecNormalizeView
+from sb3_polygrad.world_models.base import WorldModel
+from sb3_polygrad.world_models.factory import build_world_model, choose
+
+SelfPolyGRAD = TypeVar("SelfPolyGRAD", bound="PolyGRAD")
+
+
+class PolyGRAD(OnPolicyAlgorithm):
+    """
+    World Models via Policy-Guided Trajectory Diffusion (Rigter et al., https://arxiv.org/abs/2312.08533), Algorithm 3.
+
+    Real steps go to a buffer of episodes (``replay_buffer``) on which a world model is fitted; the policy learns from
+    trajectories that the world model imagines under it (``rollout_buffer``). The constructor's defaults are sized for two
+    CPU cores; the paper's sizes are in ``hyperparams/polygrad-paper.yml``.
+
+    :param policy: ``"MlpPolicy"`` or a subclass of :class:`~sb3_polygrad.policy.policies.PolyGRADPolicy`
+    :param env: the environment, with Box observations and a bounded Box of actions
+    :param learning_rate: of the actor, a number or a schedule
+    :param n_steps: real steps per environment between two updates
+    :param batch_size: windows per gradient step of the world model
+    :param gradient_steps: gradient steps of the world model per update; -1 for as many as real steps were made
+    :param gamma: discount factor
+    :param gae_lambda: λ of GAE
+    :param clip_range: PPO's bound on the probability ratio (``policy_update="ppo"``)
+    :param n_epochs: PPO's passes over an imagined batch
+    :param n_minibatches: PPO's gradient steps per pass
+    :param target_kl: PPO stops its passes at 1.5 times this KL divergence; None for no limit
+    :param target_update: mean ``|Δ log π|`` of an update (``policy_update="a2c"``); None takes the optimiser's step
+    :param normalize_advantage: standardise advantages
+    :param ent_coef: weight of the entropy bonus
+    :param vf_coef: weight of the value loss
+    :param max_grad_norm: bound on the gradient's norm, for actor and critic each
+    :param critic_learning_rate: of the critic
+    :param buffer_size: capacity for real steps
+    :param learning_starts: real steps, taken at random, before the first update
+    :param horizon: steps per imagined trajectory
+    :param n_imagined: trajectories imagined per update
+    :param policy_update: ``"ppo"``, or ``"a2c"`` as in the paper
+    :param world_model: ``"diffusion"``, or a class or function that builds a world model
+    :param world_model_kwargs: its settings, see :func:`~sb3_polygrad.world_models.factory.build_diffusion`
+    :param stats_window_size: episodes over which the logged return is averaged
+    :param tensorboard_log: folder for tensorboard
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 silent, 1 info, 2 debug
+    :param seed: of all random generators
+    :param device: device of policy, world model and buffers
+    :param _init_setup_model: build the networks now
+    :raises ValueError: if an argument makes no sense; the message names it and what to do
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PolyGRADPolicy}
+    policy: PolyGRADPolicy
+    rollout_buffer: ImaginedRolloutBuffer
+    replay_buffer: TrajectoryBuffer
+    world_model: WorldModel
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 8,
+        batch_size: int = 256,
+        gradient_steps: int = -1,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.9,
+        clip_range: float = 0.1,
+        n_epochs: int = 4,
+        n_minibatches: int = 2,
+        target_kl: float | None = None,
+        target_update: float | None = 0.02,
+        normalize_advantage: bool = True,
+        ent_coef: float = 1e-5,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        critic_learning_rate: float = 1e-3,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 2_000,
+        horizon: int = 10,
+        n_imagined: int = 256,
+        policy_update: str = "ppo",
+        world_model: str | Callable[..., WorldModel] = "diffusion",
+        world_model_kwargs: Mapping[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=ImaginedRolloutBuffer,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            supported_action_spaces=(spaces.Box,),
+            _init_setup_model=False,
+        )
+        self.batch_size = batch_size
+        self.gradient_steps = gradient_steps
+        self.clip_range = clip_range
+        self.n_epochs = n_epochs
+        self.n_minibatches = n_minibatches
+        self.target_kl = target_kl
+        self.target_update = target_update
+        self.normalize_advantage = normalize_advantage
+        self.critic_learning_rate = critic_learning_rate
+        self.buffer_size = buffer_size
+        self.learning_starts = learning_starts
+        self.horizon = horizon
+        self.n_imagined = n_imagined
+        self.policy_update = policy_update
+        self.world_model_name = world_model
+        self.world_model_kwargs = dict(world_model_kwargs or {})
+        self._n_updates = 0
+        # Real steps per environment that the world model's statistics have not seen, gradient steps that it has not taken.
+        self._n_unobserved = 0
+        self._gradient_steps_owed = 0
+        if self.env is not None:
+            self._check_arguments()
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ construction
+
+    def _check_arguments(self) -> None:
+        """Refuse what cannot work, naming the argument and the fix."""
+        observation_space, action_space = self.observation_space, self.action_space
+        if isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                "PolyGRAD does not support Dict observations: wrap the environment in gymnasium.wrappers.FlattenObservation "
+                "(no `MultiInputPolicy` exists here; algorithms with one: You must use `MultiInputPolicy` with PPO or SAC)"
+            )
+        if not isinstance(observation_space, spaces.Box):
+            raise ValueError(f"PolyGRAD needs Box observations, got {observation_space}: use PPO or DQN for such an environment")
+        if is_image_space(observation_space) or len(observation_space.shape) == 3:
+            raise ValueError(
+                f"PolyGRAD needs observations that are vectors, got images {observation_space.shape}: use PPO with CnnPolicy, "
+                "or wrap the environment so that it returns features"
+            )
+        if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):  # type: ignore[attr-defined]
+            raise ValueError(
+                "PolyGRAD needs a bounded action space (the policy's mean and std are scaled to it), got "
+                f"{action_space}: wrap the environment in gymnasium.wrappers.RescaleAction or give the space finite bounds"
+            )
+        if self.horizon < 2:
+            raise ValueError(f"horizon must be at least 2 steps, got {self.horizon}: the paper uses 10")
+        if self.learning_starts < self.horizon * self.n_envs:
+            raise ValueError(
+                f"learning_starts={self.learning_starts} is shorter than one window of horizon={self.horizon} steps in each of "
+                f"the {self.n_envs} environments: pass learning_starts >= {self.horizon * self.n_envs}"
+            )
+        if self.buffer_size < self.learning_starts:
+            raise ValueError(f"buffer_size={self.buffer_size} cannot hold learning_starts={self.learning_starts} steps: enlarge it")
+        for name in ("n_steps", "batch_size", "n_epochs", "n_minibatches", "n_imagined"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.gradient_steps < -1:
+            raise ValueError(f"gradient_steps must be -1 (as many as real steps), 0 or more, got {self.gradient_steps}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("clip_range", "critic_learning_rate", "max_grad_norm", "target_update", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not value > 0.0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        choose("policy_update", self.policy_update, ("a2c", "ppo"))
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        assert isinstance(self.observation_space, spaces.Box) and isinstance(self.action_space, spaces.Box)
+        if not isinstance(self.policy, PolyGRADPolicy):
+            raise ValueError(f"policy must be 'MlpPolicy' or a subclass of PolyGRADPolicy, got {type(self.policy).__name__}")
+        obs_dim = int(np.prod(self.observation_space.shape))
+        action_low, action_high = (th.as_tensor(b).float().flatten() for b in (self.action_space.low, self.action_space.high))
+        self.world_model = build_world_model(
+            self.world_model_name, obs_dim, action_low, action_high, self.horizon, self.world_model_kwargs
+        ).to(self.device)
+        self.replay_buffer = TrajectoryBuffer(
+            self.buffer_size, obs_dim, len(action_low), self.horizon, self.n_envs, self.device
+        )
+        self.rollout_buffer = ImaginedRolloutBuffer(
+            self.horizon,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_imagined,
+        )
+        updates: dict[str, Callable[[], PolicyUpdate]] = {
+            "a2c": lambda: A2CUpdate(self.target_update),
+            "ppo": lambda: PPOUpdate(self.clip_range, self.n_epochs, self.n_minibatches, self.target_kl),
+        }
+        self._policy_update = updates[self.policy_update]()
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
+        """No recommendation: unlike A2C and PPO, this algorithm has work for a GPU."""
+
+    # ------------------------------------------------------------------ real steps
+
+    def _setup_learn(self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            self.replay_buffer.interrupt()  # the environments are about to be reset
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+
+    @property
+    def _in_prefill(self) -> bool:
+        """Too little is known to learn from. (The buffer decides, not num_timesteps: a second learn() goes on at once.)"""
+        return len(self.replay_buffer) < self.learning_starts or self.replay_buffer.n_windows == 0
+
+    def _act(self) -> np.ndarray:
+        """Actions for the present observations, before clipping: random until something was learnt."""
+        if self._in_prefill and self._n_updates == 0:
+            return np.array([self.action_space.sample() for _ in range(self.n_envs)])
+        with th.no_grad():
+            actions = self.policy._predict(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+        return actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: ImaginedRolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Real steps into ``replay_buffer`` (Algorithm 3, lines 4 and 5); ``rollout_buffer`` is left alone.
+
+        :param env: the training environment
+        :param callback: called after each step
+        :param rollout_buffer: unused, holds imagined data
+        :param n_rollout_steps: steps per environment
+        :return: False if the callback asked to stop
+        :raises ValueError: if the environment produces a value that is not finite; nothing of that step is stored
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        for _ in range(n_rollout_steps):
+            actions = self._act()
+            clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
+            simulator_states = self._simulator_states(env)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+            # Stored before the callback may stop the run or save the buffer: no real step is lost.
+            self._store_steps(clipped_actions, new_obs, rewards, dones, infos, simulator_states)  # type: ignore[arg-type]
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    @staticmethod
+    def _simulator_states(env: VecEnv) -> np.ndarray | None:
+        """Positions and velocities of MuJoCo environments, ``(n_envs, state_dim)``; None where there is no such thing."""
+        return np.stack(env.env_method("state_vector")) if env.has_attr("state_vector") else None
+
+    def _store_steps(
+        self,
+        actions: np.ndarray,
+        new_obs: np.ndarray,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+        simulator_states: np.ndarray | None,
+    ) -> None:
+        """One step of every environment into the buffer, in the environment's own units."""
+        wrapper = self._vec_normalize_env
+        if wrapper is None:
+            self._last_original_obs, new_original_obs, original_rewards = self._last_obs, new_obs, rewards  # type: ignore[assignment]
+        else:
+            new_original_obs, original_rewards = wrapper.get_original_obs(), wrapper.get_original_reward()  # type: ignore[assignment]
+        # Environments reset themselves: the true successor of a last step is in its info.
+        next_obs = np.array(new_original_obs)
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones
+        for index in np.flatnonzero(dones):
+            terminal_obs = infos[index]["terminal_observation"]
+            next_obs[index] = terminal_obs if wrapper is None else wrapper.unnormalize_obs(terminal_obs)
+        self.replay_buffer.add(
+            self._last_original_obs.reshape(env_count := len(dones), -1),  # type: ignore[union-attr]
+            actions.reshape(env_count, -1),
+            original_rewards,
+            next_obs.reshape(env_count, -1),
+            dones & ~truncated,
+            truncated,
+            simulator_states,
+        )
+        self._n_unobserved += 1
+        self._last_obs, self._last_original_obs, self._last_episode_starts = new_obs, new_original_obs, dones
+
+    # ------------------------------------------------------------------ learning
+
+    def train(self) -> None:
+        """World model, imagination, policy, δ (Algorithm 3, lines 6 to 9)."""
+        n_steps = self.n_steps * self.n_envs
+        self._gradient_steps_owed += n_steps if self.gradient_steps < 0 else self.gradient_steps
+        if self._in_prefill:
+            return
+        self._fit_world_model()
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        self._learn_from(self.imagine(self.n_imagined))
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _fit_world_model(self) -> None:
+        """Algorithm 3, line 6. The first call makes up for the gradient steps of the random prefill."""
+        self.world_model.observe(*self.replay_buffer.latest(self._n_unobserved))
+        self._n_unobserved = 0
+        self.world_model.train()
+        for _ in range(self._gradient_steps_owed):
+            metrics = self.world_model.fit(self.replay_buffer.sample(self.batch_size))
+        if self._gradient_steps_owed > 0:
+            self._record_means("world_model", metrics)
+        self._gradient_steps_owed = 0
+
+    def imagine(self, n_trajectories: int, start: th.Tensor | None = None) -> Trajectory:
+        """
+        Imagine trajectories under the present policy (Algorithm 3, line 7).
+
+        :param n_trajectories: how many
+        :param start: ``(n_trajectories, obs_dim)`` start observations in the environment's units; drawn from
+            ``replay_buffer`` if not given
+        :return: the trajectories, in the environment's units, on the device
+        :raises RuntimeError: if the world model was not fitted yet
+        """
+        if start is None:
+            start = self.replay_buffer.sample_observations(n_trajectories)
+        self.policy.set_training_mode(False)
+        self.world_model.eval()
+        view = VecNormalizeView(self._vec_normalize_env, self.device)
+        return self.world_model.imagine(start, lambda observations: self._distribution(view.observations(observations)))
+
+    def _distribution(self, observations: th.Tensor) -> Normal:
+        """The policy at observations ``(..., obs_dim)`` as it sees them, shaped ``(..., action_dim)``."""
+        lead = observations.shape[:-1]
+        normal = self.policy.get_distribution(self._to_policy(observations)).distribution
+        return Normal(normal.mean.view(*lead, -1), normal.stddev.view(*lead, -1), validate_args=False)
+
+    def _to_policy(self, observations: th.Tensor) -> th.Tensor:
+        """Flat observations ``(..., obs_dim)`` to the shape that the policy expects."""
+        return observations.reshape(-1, *self.observation_space.shape)  # type: ignore[misc]
+
+    def _learn_from(self, trajectory: Trajectory) -> None:
+        """Policy, critic and δ from one imagined batch (Algorithm 3, lines 8 and 9)."""
+        if not all(bool(th.isfinite(tensor).all()) for tensor in trajectory):
+            self.logger.record_mean("imagination/skipped", 1.0)
+            return
+        view = VecNormalizeView(self._vec_normalize_env, self.device)
+        observations, rewards = view.observations(trajectory.observations), view.rewards(trajectory.rewards)
+        with th.no_grad():
+            normal = self._distribution(observations[:, :-1])
+            log_probs = normal.log_prob(trajectory.actions).sum(dim=-1)
+            values = self.policy.predict_target_values(self._to_policy(observations)).view(observations.shape[:2])
+        policy_observations = observations[:, :-1].unflatten(2, self.observation_space.shape)  # type: ignore[arg-type]
+        self.rollout_buffer.fill(trajectory._replace(rewards=rewards), policy_observations, values, log_probs)
+
+        policy = self.policy
+        learner = Learner(policy.evaluate_actions, policy.actor_parameters(), policy.critic_parameters(), policy.optimizer)
+        settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
+        metrics = self._policy_update(learner, self.rollout_buffer, settings)
+        policy.update_critic_target()
+
+        standardized = standardized_actions(trajectory, normal.mean, normal.stddev)
+        spread = action_std(standardized, trajectory.mask)
+        adapted = self.world_model.adapt(spread, normal.variance)
+        self._record_means("train", {**metrics, "std": policy.relative_std.mean()})
+        n_steps = trajectory.mask.sum()
+        self._record_means(
+            "imagination",
+            {
+                **adapted,
+                "action_std": spread,
+                "action_autocorr": action_autocorrelation(standardized, trajectory.mask),
+                "reward_mean": (trajectory.rewards * trajectory.mask).sum() / n_steps,
+                "terminal_rate": (trajectory.terminals * trajectory.mask).sum() / n_steps,
+                "horizon_mean": n_steps / len(trajectory.mask),
+                "value_mean": values.mean(),
+            },
+        )
+
+    def _update_learning_rates(self) -> None:
+        """The actor's follows the schedule, the critic's is its own."""
+        actor, critic = self.policy.optimizer.param_groups
+        actor["lr"] = self.lr_schedule(self._current_progress_remaining)
+        critic["lr"] = self.critic_learning_rate
+        self.logger.record("train/learning_rate", actor["lr"])
+
+    def _record_means(self, group: str, metrics: Mapping[str, th.Tensor | float]) -> None:
+        """Average over the updates between two dumps of the log."""
+        for name, value in metrics.items():
+            self.logger.record_mean(f"{group}/{name}", float(value))
+
+    def learn(
+        self: SelfPolyGRAD,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "PolyGRAD",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPolyGRAD:
+        """
+        Learn for a number of real steps; see SB3.
+
+        :param total_timesteps: real steps, of all environments together
+        :param callback: called at every real step
+        :param log_interval: updates between two dumps of the log
+        :param tb_log_name: name of the run
+        :param reset_num_timesteps: count from 0 (and reset the environments)
+        :param progress_bar: show one
+        :return: the model
+        """
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    # ------------------------------------------------------------------ saving
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "world_model", "_policy_update", "_last_original_obs"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer", "world_model", "world_model.optimizer"], []
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfPolyGRAD], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfPolyGRAD:
+        """
+        Load a saved model; see SB3. What shapes the world model cannot be changed, as SB3 has it for ``policy_kwargs``.
+
+        :param path: file
+        :param args: as in SB3
+        :param kwargs: as in SB3
+        :raises ValueError: if another ``world_model``, ``world_model_kwargs`` or ``horizon`` is given than was saved
+        """
+        fixed = {"world_model": "world_model_name", "world_model_kwargs": "world_model_kwargs", "horizon": "horizon"}
+        given = {name: kwargs.pop(name) for name in fixed if name in kwargs}
+        model = super().load(path, *args, **kwargs)
+        for name, value in given.items():
+            saved = getattr(model, fixed[name])
+            if (value or {}) != (saved or {}):
+                raise ValueError(f"the saved model has {name}={saved!r}, which cannot be changed to {value!r}: leave it out")
+        return model
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the real steps as a pickle file.
+
+        :param path: file; the suffix ``.pkl`` is added if there is none
+        """
+        save_to_pkl(path, self.replay_buffer, self.verbose)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load real steps that were saved.
+
+        :param path: file written by :meth:`save_replay_buffer`; being a pickle, only load one that you trust
+        :param truncate_last_traj: kept for SB3's interface; the episodes under way always end where the file ends, since
+            the environments are elsewhere now
+        """
+        buffer = load_from_pkl(path, self.verbose)
+        assert isinstance(buffer, TrajectoryBuffer), "The replay buffer must inherit from TrajectoryBuffer class"
+        ours = self.replay_buffer
+        for name in ("obs_dim", "action_dim", "horizon", "n_envs"):
+            if getattr(buffer, name) != getattr(ours, name):
+                raise ValueError(
+                    f"the saved buffer has {name}={getattr(buffer, name)}, this model {name}={getattr(ours, name)}: "
+                    "load it into a model for the same environments with the same horizon"
+                )
+        buffer.interrupt()
+        self.replay_buffer = buffer.to(self.device)
+        if self._n_updates == 0:  # a fresh world model has seen none of it
+            self._n_unobserved = len(buffer) // buffer.n_envs

@@ -1,0 +1,1 @@
+"""World models: fit on real windows, imagine under a policy."""

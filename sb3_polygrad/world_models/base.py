@@ -1,0 +1,78 @@
+"""The contract of a world model. Nothing here knows Stable-Baselines3."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch as th
+from torch import nn
+from torch.distributions import Normal
+
+from sb3_polygrad.core.trajectory import Trajectory
+
+PolicyFn = Callable[[th.Tensor], Normal]
+"""Observations ``(..., obs_dim)`` in the environment's units to the policy's distribution, ``(..., action_dim)``."""
+
+
+class WorldModel(nn.Module, ABC):
+    """
+    A model of an environment's dynamics, rewards and endings.
+
+    All tensors that go in and come out are in the environment's units; how they are standardised is the model's affair.
+    Being an ``nn.Module``, it is saved and restored through its ``state_dict`` (statistics and controllers included) and
+    the one of its ``optimizer``. Random numbers come from torch's global generator.
+
+    :param obs_dim: length of an observation
+    :param action_dim: length of an action
+    :param horizon: steps of the windows it is fitted on and of the trajectories it imagines
+    """
+
+    optimizer: th.optim.Optimizer
+
+    def __init__(self, obs_dim: int, action_dim: int, horizon: int) -> None:
+        super().__init__()
+        self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
+
+    @abstractmethod
+    def observe(
+        self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor
+    ) -> None:
+        """
+        Take note of new real steps, each shown once (running statistics).
+
+        :param observations: ``(n, obs_dim)`` in which was acted
+        :param next_observations: ``(n, obs_dim)`` their successors
+        :param actions: ``(n, action_dim)`` as the environment received them
+        :param outcomes: ``(n, 2)`` rewards and terminals
+        """
+
+    @abstractmethod
+    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+        """
+        One gradient step on real windows.
+
+        :param batch: windows of ``horizon`` steps
+        :return: scalar tensors to log, on the device, detached; ``"loss"`` is one of them
+        """
+
+    @abstractmethod
+    def imagine(self, start: th.Tensor, policy: PolicyFn) -> Trajectory:
+        """
+        Imagine one trajectory of ``horizon`` steps from each start under a policy. Without gradients.
+
+        :param start: ``(batch, obs_dim)``
+        :param policy: observations to the distribution of actions
+        :return: the trajectories; actions as drawn, before clipping to the box
+        :raises RuntimeError: if the model was never fitted
+        """
+
+    def adapt(self, standardized_std: th.Tensor, policy_variance: th.Tensor) -> dict[str, th.Tensor]:
+        """
+        Learn from the latest imagined batch how to follow the policy better (Algorithm 3, line 9). By default nothing.
+
+        :param standardized_std: σ_ā (Eq. 9), scalar
+        :param policy_variance: variances of the policy that acted, any shape
+        :return: scalar tensors to log
+        """
+        return {}

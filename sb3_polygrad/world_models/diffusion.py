@@ -1,0 +1,175 @@
+"""The paper's world model: a diffusion model of whole trajectories, sampled under a policy's guidance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sb3_polygrad.core.normalizer import RunningNormalizer
+from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
+from sb3_polygrad.diffusion.gaussian import GaussianDiffusion
+from sb3_polygrad.diffusion.guidance import Guidance
+from sb3_polygrad.diffusion.sampler import policy_guided_sample
+from sb3_polygrad.world_models.base import PolicyFn, WorldModel
+
+
+class FitSettings(NamedTuple):
+    """
+    :param learning_rate: of Adam (Tables 2 and 3)
+    :param max_grad_norm: bound on the gradient's norm
+    :param ema_decay: share that the average keeps at each update
+    :param ema_every: gradient steps between updates of the average
+    """
+
+    learning_rate: float = 3e-4
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.99
+    ema_every: int = 10
+
+
+class DiffusionWorldModel(WorldModel):
+    """
+    Learns to denoise windows of real steps (Algorithm 1) and imagines by policy-guided diffusion (Algorithm 2).
+
+    The diffused sequence has ``horizon + 1`` states of channels (observation, reward, terminal), all standardised; state
+    ``t + 1`` carries the reward and the terminal flag of the step that led to it, state 0 only the start observation.
+    It is inpainted: never noisy, in training and in sampling. The denoiser is conditioned on the actions as the environment
+    would receive them (clipped to its box), standardised, without noise, scaled by sqrt(ᾱ_i) (the authors' release).
+
+    :param obs_dim: length of an observation
+    :param action_low: ``(action_dim,)`` lower bounds of the action box
+    :param action_high: ``(action_dim,)`` upper bounds of the action box
+    :param horizon: steps per trajectory
+    :param denoiser: network ``(noisy, actions, level) -> output``, see :class:`~sb3_polygrad.denoisers.residual_mlp.ResidualMLP`
+    :param diffusion: schedule and parametrisation
+    :param guidance: how actions follow the policy
+    :param fit_settings: optimiser and average
+    :param final_clip: bound on the change of the states per step over the last ten diffusion steps (0.25 in the release)
+    :param bound_margin: clean estimates stay within what was really seen, widened by this share on each side
+    """
+
+    fitted: th.Tensor
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_low: th.Tensor,
+        action_high: th.Tensor,
+        horizon: int,
+        denoiser: nn.Module,
+        diffusion: GaussianDiffusion,
+        guidance: Guidance,
+        fit_settings: FitSettings = FitSettings(),
+        final_clip: float | None = None,
+        bound_margin: float = 0.5,
+    ) -> None:
+        super().__init__(obs_dim, len(action_low), horizon)
+        self.denoiser = denoiser
+        self.diffusion = diffusion
+        self.guidance = guidance
+        self.settings = fit_settings
+        self.final_clip = final_clip
+        self.bound_margin = bound_margin
+        self.state_normalizer = RunningNormalizer(obs_dim)
+        # Rewards and terminals; a rare ending is not blown up beyond 20 standard deviations.
+        self.outcome_normalizer = RunningNormalizer(2, min_std=0.05)
+        self.action_normalizer = RunningNormalizer(self.action_dim)
+        self.register_buffer("action_low", action_low.float(), persistent=False)
+        self.register_buffer("action_high", action_high.float(), persistent=False)
+        self.register_buffer("fitted", th.tensor(0.0))
+        self.average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(fit_settings.ema_decay))
+        # A float counter: everything in a state dict of this package is floating point.
+        self.average.n_averaged = self.average.n_averaged.float()
+        self.average.requires_grad_(False)
+        self.optimizer = th.optim.Adam(self.denoiser.parameters(), lr=fit_settings.learning_rate)
+
+    def observe(
+        self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor
+    ) -> None:
+        """See :meth:`WorldModel.observe`. Successors say what the acting observations do not: the last one of an episode."""
+        self.state_normalizer.update(th.cat([observations, next_observations]))
+        self.outcome_normalizer.update(outcomes)
+        self.action_normalizer.update(actions)
+
+    def _condition(self, actions: th.Tensor) -> th.Tensor:
+        """Actions as the denoiser sees them, but for the scaling: what the environment would do, standardised."""
+        return self.action_normalizer.normalize(th.clamp(actions, self.action_low, self.action_high))
+
+    def _first_state(self, start: th.Tensor) -> th.Tensor:
+        return nn.functional.pad(self.state_normalizer.normalize(start), (0, 2))
+
+    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+        """See :meth:`WorldModel.fit`; Algorithm 1, lines 3 to 6."""
+        outcomes = self.outcome_normalizer.normalize(th.stack([batch.rewards, batch.terminals], dim=-1))
+        clean = th.cat([self.state_normalizer.normalize(batch.observations), nn.functional.pad(outcomes, (0, 0, 1, 0))], dim=-1)
+        i = th.randint(1, self.diffusion.n_steps + 1, (len(clean),), device=clean.device)  # line 4
+        noise = th.randn_like(clean)  # line 5
+        noisy = self.diffusion.add_noise(clean, i, noise)
+        noisy[:, 0] = clean[:, 0]  # inpainting
+        actions = self._condition(batch.actions) * self.diffusion.signal[i, None, None]
+        output = self.denoiser(noisy, actions, i / self.diffusion.n_steps)
+        target = self.diffusion.target(clean, noise)
+        loss = nn.functional.mse_loss(output[:, 1:], target[:, 1:])  # line 6; the first state is given
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        if int(self.fitted) % self.settings.ema_every == 0:
+            self.average.update_parameters(self.denoiser)
+        self.fitted += 1.0
+        return {"loss": loss.detach()}
+
+    @th.no_grad()
+    def imagine(self, start: th.Tensor, policy: PolicyFn) -> Trajectory:
+        """See :meth:`WorldModel.imagine`; Algorithm 2."""
+        if self.fitted == 0.0:
+            raise RuntimeError("the world model was never fitted: call fit() on real windows (or learn()) before imagining")
+        first = self._first_state(start)
+        # Whatever the network says, imagined values stay near what was really seen.
+        bounds = zip(
+            self.state_normalizer.normalized_bounds(self.bound_margin),
+            self.outcome_normalizer.normalized_bounds(self.bound_margin),
+            strict=True,
+        )
+        low, high = (th.cat(pair) for pair in bounds)
+        levels = th.arange(self.diffusion.n_steps + 1, device=start.device) / self.diffusion.n_steps
+
+        def denoise(noisy: th.Tensor, actions: th.Tensor, i: int) -> th.Tensor:
+            scaled = self._condition(actions) * self.diffusion.signal[i]
+            output = self.average(noisy, scaled, levels[i : i + 1])
+            clean = self.diffusion.predict_clean(output, noisy, i).clamp(low, high)
+            clean[:, 0] = first
+            return clean
+
+        def policy_on_states(states: th.Tensor) -> th.distributions.Normal:
+            return policy(self.state_normalizer.denormalize(states[..., : self.obs_dim]))
+
+        noise = th.randn(len(start), self.horizon, self.action_dim, device=start.device)
+        sample = policy_guided_sample(
+            denoise,
+            self.diffusion,
+            self.guidance,
+            policy_on_states,
+            first,
+            self.action_normalizer.denormalize(noise),
+            self.action_normalizer.std,
+            self.final_clip,
+        )
+        return self._decode(sample.states, sample.actions, start)
+
+    def _decode(self, states: th.Tensor, actions: th.Tensor, start: th.Tensor) -> Trajectory:
+        observations = self.state_normalizer.denormalize(states[..., : self.obs_dim])
+        observations[:, 0] = start
+        rewards, endings = self.outcome_normalizer.denormalize(states[:, 1:, self.obs_dim :]).unbind(dim=-1)
+        # An environment in which nothing ever ended has no endings to imagine.
+        ended = ((endings > 0.5) & (self.outcome_normalizer.high[1] > 0.5)).float()
+        terminals = th.cummax(ended, dim=1).values
+        return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))
+
+    def adapt(self, standardized_std: th.Tensor, policy_variance: th.Tensor) -> dict[str, th.Tensor]:
+        """See :meth:`WorldModel.adapt`; the δ controller."""
+        return self.guidance.adapt(standardized_std, policy_variance)

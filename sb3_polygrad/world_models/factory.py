@@ -1,0 +1,126 @@
+"""Names and plain mappings, as they stand in YAML, to world models. Used once, by :class:`~sb3_polygrad.PolyGRAD`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_polygrad.core.controllers import DeltaController
+from sb3_polygrad.denoisers.residual_mlp import ResidualMLP
+from sb3_polygrad.diffusion.gaussian import GaussianDiffusion, Prediction
+from sb3_polygrad.diffusion.guidance import PolicyScoreGuidance
+from sb3_polygrad.diffusion.schedules import cosine_schedule
+from sb3_polygrad.world_models.base import WorldModel
+from sb3_polygrad.world_models.diffusion import DiffusionWorldModel, FitSettings
+
+
+def choose(argument: str, name: str, known: Iterable[str]) -> str:
+    """
+    Check a name against the known ones.
+
+    :param argument: the argument that is checked, for the message
+    :raises ValueError: with the nearest known name
+    """
+    known = sorted(known)
+    if name in known:
+        return name
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise ValueError(f"{argument}: {name!r} is not known; {hint}known are {', '.join(map(repr, known))}")
+
+
+def build_diffusion(
+    obs_dim: int,
+    action_low: th.Tensor,
+    action_high: th.Tensor,
+    horizon: int,
+    *,
+    denoiser: str = "residual_mlp",
+    width: int = 256,
+    n_layers: int = 4,
+    n_diffusion_steps: int = 32,
+    noise_tau: float = 1.0,
+    prediction: Prediction = "x0",
+    guidance: str = "policy_score",
+    delta: float = 0.005,
+    delta_lr: float = 0.03,
+    clip_std: float | None = 3.0,
+    final_clip: float | None = None,
+    learning_rate: float = 5e-4,
+    max_grad_norm: float = 1.0,
+    ema_decay: float = 0.99,
+    ema_every: int = 1,
+) -> DiffusionWorldModel:
+    """
+    A :class:`DiffusionWorldModel` from plain settings; the keyword arguments are the ``world_model_kwargs`` of PolyGRAD.
+
+    :param obs_dim: length of an observation
+    :param action_low: lower bounds of the action box
+    :param action_high: upper bounds of the action box
+    :param horizon: steps per trajectory
+    :param denoiser: network, ``"residual_mlp"``
+    :param width: width of the network (Table 2: 1024)
+    :param n_layers: number of its blocks (Table 2: 6)
+    :param n_diffusion_steps: N (Table 4: 128)
+    :param noise_tau: τ of the cosine schedule (Table 4: 1; 0.1 for Hopper)
+    :param prediction: ``"x0"`` as the released runs, or ``"epsilon"`` as the paper writes it
+    :param guidance: how actions follow the policy, ``"policy_score"``
+    :param delta: start value of the action update scale δ
+    :param delta_lr: η of Eq. 10, on log δ
+    :param clip_std: actions are clipped to this many policy standard deviations (3 in the paper); None for no clipping
+    :param final_clip: bound on the change of the states over the last ten diffusion steps (0.25 in the release)
+    :param learning_rate: of the denoiser (Table 2: 3e-4)
+    :param max_grad_norm: bound on its gradient
+    :param ema_decay: of the average of the weights that imagines
+    :param ema_every: gradient steps between updates of that average
+    """
+    for argument, size in (("width", width), ("n_layers", n_layers), ("ema_every", ema_every)):
+        if size < 1:
+            raise ValueError(f"world_model_kwargs: {argument} must be at least 1, got {size}")
+    if not 0.0 <= ema_decay < 1.0:
+        raise ValueError(f"world_model_kwargs: ema_decay must lie in [0, 1), got {ema_decay}")
+    networks: dict[str, Callable[..., nn.Module]] = {"residual_mlp": ResidualMLP}
+    network = networks[choose("world_model_kwargs['denoiser']", denoiser, networks)]
+    guidances = {"policy_score": lambda: PolicyScoreGuidance(DeltaController(delta, delta_lr), clip_std)}
+    return DiffusionWorldModel(
+        obs_dim,
+        action_low,
+        action_high,
+        horizon,
+        denoiser=network(horizon, obs_dim + 2, len(action_low), width, n_layers),
+        diffusion=GaussianDiffusion(cosine_schedule(n_diffusion_steps, noise_tau), prediction),
+        guidance=guidances[choose("world_model_kwargs['guidance']", guidance, guidances)](),
+        fit_settings=FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every),
+        final_clip=final_clip,
+    )
+
+
+BUILDERS: dict[str, Callable[..., WorldModel]] = {"diffusion": build_diffusion}
+"""World models by name. Each builder takes obs_dim, action_low, action_high, horizon and its own keyword arguments."""
+
+
+def build_world_model(
+    world_model: str | Callable[..., WorldModel],
+    obs_dim: int,
+    action_low: th.Tensor,
+    action_high: th.Tensor,
+    horizon: int,
+    kwargs: Mapping[str, Any],
+) -> WorldModel:
+    """
+    :param world_model: a name, or a class or function with the signature of the builders
+    :param kwargs: its settings
+    :raises ValueError: for an unknown name or setting, naming the nearest known one
+    """
+    builder = BUILDERS[choose("world_model", world_model, BUILDERS)] if isinstance(world_model, str) else world_model
+    parameters = inspect.signature(builder).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        known = set(parameters) - {"obs_dim", "action_low", "action_high", "horizon"}
+        for name in kwargs:
+            choose("world_model_kwargs", name, known)
+    return builder(obs_dim, action_low, action_high, horizon, **kwargs)
