@@ -405,7 +405,7 @@ class PolyGRAD(OnPolicyAlgorithm):
 
         standardized = standardized_actions(trajectory, normal.mean, normal.stddev)
         spread = action_std(standardized, trajectory.mask)
-        adapted = self.world_model.adapt(spread, normal.variance)
+        adapted = self.world_model.adapt(spread, normal.stddev)
         self._record_means("train", {**metrics, "std": policy.relative_std.mean()})
         n_steps = trajectory.mask.sum()
         self._record_means(

@@ -19,7 +19,7 @@ class DeltaController(nn.Module):
     δ, and Eq. 10 answers by raising δ further until the actions sit at the clipping bounds. At δ = σ² a step
     lands on the mean, so no smaller spread can be had from the rule, and a larger δ never helps.
 
-    :param delta: start value, in squared action units
+    :param delta: start value, in the units of the variances it is compared with
     :param learning_rate: η of Eq. 10 for log δ
     """
 

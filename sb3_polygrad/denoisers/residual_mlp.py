@@ -18,15 +18,18 @@ class ResidualMLP(nn.Module):
     :param horizon: number of actions; there is one state more
     :param channels: channels per state (observation, reward, terminal)
     :param action_dim: length of an action
+    :param n_levels: noise levels per trajectory, 1 or one per step
     :param width: width of the blocks
     :param n_layers: number of blocks
     """
 
-    def __init__(self, horizon: int, channels: int, action_dim: int, width: int = 1024, n_layers: int = 6) -> None:
+    def __init__(
+        self, horizon: int, channels: int, action_dim: int, n_levels: int = 1, width: int = 1024, n_layers: int = 6
+    ) -> None:
         super().__init__()
         n_states = (horizon + 1) * channels
         self.project = nn.Linear(n_states + horizon * action_dim, width)
-        self.embed = FourierEmbedding(width)
+        self.embed = FourierEmbedding(width, n_levels)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)) for _ in range(n_layers)
         )
@@ -35,8 +38,8 @@ class ResidualMLP(nn.Module):
     def forward(self, noisy: th.Tensor, actions: th.Tensor, level: th.Tensor) -> th.Tensor:
         """
         :param noisy: ``(batch, horizon + 1, channels)``
-        :param actions: ``(batch, horizon, action_dim)``, standardised and scaled by the signal
-        :param level: ``(batch,)`` or ``(1,)``, diffusion step as a fraction of N
+        :param actions: ``(batch, horizon, action_dim)``, standardised
+        :param level: ``(batch, n_levels)`` or ``(1, n_levels)``, noise levels in [0, 1]
         :return: ``(batch, horizon + 1, channels)``
         """
         x = self.project(th.cat([noisy.flatten(1), actions.flatten(1)], dim=1)) + self.embed(level)

@@ -33,12 +33,12 @@ class Guidance(Protocol):
         """The actions returned, after the last diffusion step."""
         ...
 
-    def adapt(self, standardized_std: th.Tensor, policy_variance: th.Tensor) -> dict[str, th.Tensor]:
+    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """
         Learn from an imagined batch (Algorithm 3, line 9).
 
         :param standardized_std: σ_ā of the batch, scalar
-        :param policy_variance: variances of the policy, any shape
+        :param policy_std: standard deviations of the policy, ``(..., action_dim)``
         :return: what there is to log
         """
         ...
@@ -52,20 +52,26 @@ class PolicyScoreGuidance(nn.Module):
     differentiated and no gradient can reach the policy. Order of operations as in the authors' release: the actions are
     clipped to μ ± 3σ of the policy at the *new* clean states, then moved, then noise is added.
 
+    δ is in squared half-ranges of the action box, per dimension; for the paper's boxes, [-1, 1], that is the paper's unit.
+
     :param controller: tunes δ
+    :param half_range: ``(action_dim,)`` half the width of the action box
     :param clip_std: actions stay within this many standard deviations of the mean before a step; None for no clipping
     """
 
-    def __init__(self, controller: DeltaController, clip_std: float | None = 3.0) -> None:
+    half_range: th.Tensor
+
+    def __init__(self, controller: DeltaController, half_range: th.Tensor, clip_std: float | None = 3.0) -> None:
         super().__init__()
         if clip_std is not None and clip_std <= 0.0:
             raise ValueError(f"clip_std must be positive, or None for no clipping, got {clip_std}")
         self.controller = controller
         self.clip_std = clip_std
+        self.register_buffer("half_range", half_range.float(), persistent=False)
 
     def update(self, actions: th.Tensor, policy: Normal, noise: th.Tensor) -> th.Tensor:
         """See :class:`Guidance`."""
-        variance = policy.stddev.square()
+        variance = (policy.stddev / self.half_range).square()
         rate = self.controller.bounded(variance) / variance
         # a + δ (μ - a) / σ²
         return th.lerp(self.finish(actions, policy), policy.mean, rate) + noise
@@ -77,7 +83,7 @@ class PolicyScoreGuidance(nn.Module):
         reach = self.clip_std * policy.stddev
         return th.clamp(actions, policy.mean - reach, policy.mean + reach)
 
-    def adapt(self, standardized_std: th.Tensor, policy_variance: th.Tensor) -> dict[str, th.Tensor]:
+    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """See :class:`Guidance`; Eq. 10."""
-        delta = self.controller.update(standardized_std, policy_variance)
+        delta = self.controller.update(standardized_std, (policy_std / self.half_range).square())
         return {"delta": delta, "delta_at_bound": self.controller.bound_active}

@@ -2,67 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch as th
-from torch.distributions import Normal
+from torch import nn
 
+from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion
 from sb3_polygrad.diffusion.guidance import Guidance
 
 
-class Sample(NamedTuple):
+class PolicyGuidedSampler(nn.Module):
     """
-    :param states: clean state sequence, ``(batch, horizon + 1, channels)``, standardised
-    :param actions: ``(batch, horizon, action_dim)``, environment units, before clipping to the box
-    """
+    The paper's sampler: all states have the same noise level, and actions follow the policy step by step.
 
-    states: th.Tensor
-    actions: th.Tensor
+    Details of the authors' release that the paper leaves out: the denoiser sees the actions scaled by sqrt(ᾱ_i), in
+    training and in sampling; the noise added to the actions has the posterior's standard deviation of that diffusion step,
+    not sqrt(β_i) as in Eq. 11; the change of the states may be bounded over the last steps.
 
-
-def policy_guided_sample(
-    denoise: Callable[[th.Tensor, th.Tensor, int], th.Tensor],
-    diffusion: GaussianDiffusion,
-    guidance: Guidance,
-    policy: Callable[[th.Tensor], Normal],
-    first: th.Tensor,
-    actions: th.Tensor,
-    action_noise_scale: th.Tensor,
-    final_clip: float | None = None,
-    final_steps: int = 10,
-) -> Sample:
-    """
-    Denoise a batch of trajectories while their actions are guided to the policy (Algorithm 2).
-
-    Details of the authors' release that the paper leaves out: the noise that is added to the actions has the posterior's
-    standard deviation of that diffusion step, not sqrt(β_i) as in Eq. 11; optionally the change of the states is
-    bounded over the last steps.
-
-    :param denoise: ``(noisy states, actions, i) -> clean states``; it writes the first state in (line 6)
-    :param diffusion: the process, N steps
-    :param guidance: how actions follow the policy (line 10)
-    :param policy: clean standardised states ``(batch, horizon, channels)`` to the distribution of actions there
-    :param first: ``(batch, channels)`` the first state, standardised
-    :param actions: ``(batch, horizon, action_dim)`` initial actions, pure noise, in environment units (line 2)
-    :param action_noise_scale: ``(action_dim,)`` environment units per standardised unit
-    :param final_clip: bound on the change of the states per step over the last ``final_steps`` steps; None for no bound
+    :param diffusion: schedule and parametrisation, N steps
+    :param guidance: how actions follow the policy
+    :param final_clip: bound on the change of the states per step over the last ``final_steps`` steps (0.25 in the release);
+        None for no bound
     :param final_steps: number of last steps that ``final_clip`` is for
-    :return: states and actions
     """
-    batch, horizon, _ = actions.shape
-    noisy = th.randn(batch, horizon + 1, first.shape[1], device=first.device)  # line 3
-    for i in range(diffusion.n_steps, 0, -1):
-        noisy[:, 0] = first  # line 6
-        clean = denoise(noisy, actions, i)  # lines 7 and 9
-        distribution = policy(clean[:, :-1])
-        if i == 1:
-            return Sample(clean, guidance.finish(actions, distribution))  # lines 12-14: the posterior at i = 1 is the estimate
-        std = diffusion.posterior_std[i]
-        actions = guidance.update(actions, distribution, std * action_noise_scale * th.randn_like(actions))  # line 10
-        mean = diffusion.posterior_mean(clean, noisy, i)
-        if final_clip is not None and i <= final_steps:
-            mean = noisy + (mean - noisy).clamp(-final_clip, final_clip)
-        noisy = mean + std * th.randn_like(mean)  # line 13
-    raise AssertionError("unreachable: a process has at least one step")
+
+    def __init__(
+        self, diffusion: GaussianDiffusion, guidance: Guidance, final_clip: float | None = None, final_steps: int = 10
+    ) -> None:
+        super().__init__()
+        if final_clip is not None and final_clip <= 0.0:
+            raise ValueError(f"final_clip must be positive, or None for no bound, got {final_clip}")
+        self.diffusion = diffusion
+        self.guidance = guidance
+        self.final_clip = final_clip
+        self.final_steps = final_steps
+
+    def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
+        """See :class:`~sb3_polygrad.diffusion.base.Sampler`."""
+        n_steps = self.diffusion.n_steps
+        i = th.randint(1, n_steps + 1, (len(clean),), device=clean.device)  # Algorithm 1, line 4
+        noise = th.randn_like(clean)  # line 5
+        noisy = self.diffusion.add_noise(clean, i, noise)
+        noisy[:, 0] = clean[:, 0]  # inpainting of the start
+        scaled = actions * self.diffusion.signal[i, None, None]
+        return Corrupted(noisy, scaled, i[:, None] / n_steps, self.diffusion.target(clean, noise))
+
+    def sample(self, task: Task) -> Sample:
+        """Algorithm 2; its lines are given beside the code."""
+        process, batch = self.diffusion, len(task.first)
+        levels = th.arange(process.n_steps + 1, device=task.first.device).view(-1, 1, 1) / process.n_steps
+        actions = task.action_mean + task.action_std * task.noise  # line 2
+        noisy = th.randn(batch, actions.shape[1] + 1, task.first.shape[1], device=task.first.device)  # line 3
+        for i in range(process.n_steps, 0, -1):
+            noisy[:, 0] = task.first  # line 6
+            output = task.denoiser(noisy, task.condition(actions) * process.signal[i], levels[i])  # line 7
+            clean = task.bound(process.predict_clean(output, noisy, i))  # line 9
+            clean[:, 0] = task.first
+            policy = task.policy(clean[:, :-1])
+            if i == 1:
+                break
+            std = process.posterior_std[i]
+            actions = self.guidance.update(actions, policy, std * task.action_std * th.randn_like(actions))  # line 10
+            mean = process.posterior_mean(clean, noisy, i)
+            if self.final_clip is not None and i <= self.final_steps:
+                mean = noisy + (mean - noisy).clamp(-self.final_clip, self.final_clip)
+            noisy = mean + std * th.randn_like(mean)  # line 13
+        # Lines 12 to 14. The posterior of the last step is the clean estimate itself.
+        return Sample(clean, self.guidance.finish(actions, policy))
+
+    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
+        """Eq. 10."""
+        return self.guidance.adapt(standardized_std, policy_std)

@@ -67,12 +67,12 @@ class WorldModel(nn.Module, ABC):
         :raises RuntimeError: if the model was never fitted
         """
 
-    def adapt(self, standardized_std: th.Tensor, policy_variance: th.Tensor) -> dict[str, th.Tensor]:
+    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """
         Learn from the latest imagined batch how to follow the policy better (Algorithm 3, line 9). By default nothing.
 
         :param standardized_std: σ_ā (Eq. 9), scalar
-        :param policy_variance: variances of the policy that acted, any shape
+        :param policy_std: standard deviations of the policy that acted, ``(..., action_dim)``
         :return: scalar tensors to log
         """
         return {}

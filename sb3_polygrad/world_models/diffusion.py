@@ -10,9 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sb3_polygrad.core.normalizer import RunningNormalizer
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
-from sb3_polygrad.diffusion.gaussian import GaussianDiffusion
-from sb3_polygrad.diffusion.guidance import Guidance
-from sb3_polygrad.diffusion.sampler import policy_guided_sample
+from sb3_polygrad.diffusion.base import Sampler, Task
 from sb3_polygrad.world_models.base import PolicyFn, WorldModel
 
 
@@ -32,22 +30,20 @@ class FitSettings(NamedTuple):
 
 class DiffusionWorldModel(WorldModel):
     """
-    Learns to denoise windows of real steps (Algorithm 1) and imagines by policy-guided diffusion (Algorithm 2).
+    Learns to denoise windows of real steps (Algorithm 1) and imagines by diffusion under a policy (Algorithm 2).
 
     The diffused sequence has ``horizon + 1`` states of channels (observation, reward, terminal), all standardised; state
     ``t + 1`` carries the reward and the terminal flag of the step that led to it, state 0 only the start observation.
     It is inpainted: never noisy, in training and in sampling. The denoiser is conditioned on the actions as the environment
-    would receive them (clipped to its box), standardised, without noise, scaled by sqrt(ᾱ_i) (the authors' release).
+    would receive them (clipped to its box), standardised, without noise.
 
     :param obs_dim: length of an observation
     :param action_low: ``(action_dim,)`` lower bounds of the action box
     :param action_high: ``(action_dim,)`` upper bounds of the action box
     :param horizon: steps per trajectory
     :param denoiser: network ``(noisy, actions, level) -> output``, see :class:`~sb3_polygrad.denoisers.residual_mlp.ResidualMLP`
-    :param diffusion: schedule and parametrisation
-    :param guidance: how actions follow the policy
+    :param sampler: how trajectories are noised for training, and denoised under a policy
     :param fit_settings: optimiser and average
-    :param final_clip: bound on the change of the states per step over the last ten diffusion steps (0.25 in the release)
     :param bound_margin: clean estimates stay within what was really seen, widened by this share on each side
     """
 
@@ -60,18 +56,14 @@ class DiffusionWorldModel(WorldModel):
         action_high: th.Tensor,
         horizon: int,
         denoiser: nn.Module,
-        diffusion: GaussianDiffusion,
-        guidance: Guidance,
+        sampler: Sampler,
         fit_settings: FitSettings = FitSettings(),
-        final_clip: float | None = None,
         bound_margin: float = 0.5,
     ) -> None:
         super().__init__(obs_dim, len(action_low), horizon)
         self.denoiser = denoiser
-        self.diffusion = diffusion
-        self.guidance = guidance
+        self.sampler = sampler
         self.settings = fit_settings
-        self.final_clip = final_clip
         self.bound_margin = bound_margin
         self.state_normalizer = RunningNormalizer(obs_dim)
         # Rewards and terminals; a rare ending is not blown up beyond 20 standard deviations.
@@ -95,24 +87,16 @@ class DiffusionWorldModel(WorldModel):
         self.action_normalizer.update(actions)
 
     def _condition(self, actions: th.Tensor) -> th.Tensor:
-        """Actions as the denoiser sees them, but for the scaling: what the environment would do, standardised."""
+        """Actions as the denoiser learns from them: what the environment would do, standardised."""
         return self.action_normalizer.normalize(th.clamp(actions, self.action_low, self.action_high))
-
-    def _first_state(self, start: th.Tensor) -> th.Tensor:
-        return nn.functional.pad(self.state_normalizer.normalize(start), (0, 2))
 
     def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`; Algorithm 1, lines 3 to 6."""
         outcomes = self.outcome_normalizer.normalize(th.stack([batch.rewards, batch.terminals], dim=-1))
         clean = th.cat([self.state_normalizer.normalize(batch.observations), nn.functional.pad(outcomes, (0, 0, 1, 0))], dim=-1)
-        i = th.randint(1, self.diffusion.n_steps + 1, (len(clean),), device=clean.device)  # line 4
-        noise = th.randn_like(clean)  # line 5
-        noisy = self.diffusion.add_noise(clean, i, noise)
-        noisy[:, 0] = clean[:, 0]  # inpainting
-        actions = self._condition(batch.actions) * self.diffusion.signal[i, None, None]
-        output = self.denoiser(noisy, actions, i / self.diffusion.n_steps)
-        target = self.diffusion.target(clean, noise)
-        loss = nn.functional.mse_loss(output[:, 1:], target[:, 1:])  # line 6; the first state is given
+        corrupted = self.sampler.corrupt(clean, self._condition(batch.actions))
+        output = self.denoiser(corrupted.noisy, corrupted.actions, corrupted.level)
+        loss = nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -128,7 +112,6 @@ class DiffusionWorldModel(WorldModel):
         """See :meth:`WorldModel.imagine`; Algorithm 2."""
         if self.fitted == 0.0:
             raise RuntimeError("the world model was never fitted: call fit() on real windows (or learn()) before imagining")
-        first = self._first_state(start)
         # Whatever the network says, imagined values stay near what was really seen.
         bounds = zip(
             self.state_normalizer.normalized_bounds(self.bound_margin),
@@ -136,29 +119,17 @@ class DiffusionWorldModel(WorldModel):
             strict=True,
         )
         low, high = (th.cat(pair) for pair in bounds)
-        levels = th.arange(self.diffusion.n_steps + 1, device=start.device) / self.diffusion.n_steps
-
-        def denoise(noisy: th.Tensor, actions: th.Tensor, i: int) -> th.Tensor:
-            scaled = self._condition(actions) * self.diffusion.signal[i]
-            output = self.average(noisy, scaled, levels[i : i + 1])
-            clean = self.diffusion.predict_clean(output, noisy, i).clamp(low, high)
-            clean[:, 0] = first
-            return clean
-
-        def policy_on_states(states: th.Tensor) -> th.distributions.Normal:
-            return policy(self.state_normalizer.denormalize(states[..., : self.obs_dim]))
-
-        noise = th.randn(len(start), self.horizon, self.action_dim, device=start.device)
-        sample = policy_guided_sample(
-            denoise,
-            self.diffusion,
-            self.guidance,
-            policy_on_states,
-            first,
-            self.action_normalizer.denormalize(noise),
-            self.action_normalizer.std,
-            self.final_clip,
+        task = Task(
+            denoiser=self.average,
+            condition=self._condition,
+            policy=lambda states: policy(self.state_normalizer.denormalize(states[..., : self.obs_dim])),
+            bound=lambda clean: clean.clamp(low, high),
+            first=nn.functional.pad(self.state_normalizer.normalize(start), (0, 2)),
+            noise=th.randn(len(start), self.horizon, self.action_dim, device=start.device),
+            action_mean=self.action_normalizer.denormalize(th.zeros(self.action_dim, device=start.device)),
+            action_std=self.action_normalizer.std,
         )
+        sample = self.sampler.sample(task)
         return self._decode(sample.states, sample.actions, start)
 
     def _decode(self, states: th.Tensor, actions: th.Tensor, start: th.Tensor) -> Trajectory:
@@ -170,6 +141,6 @@ class DiffusionWorldModel(WorldModel):
         terminals = th.cummax(ended, dim=1).values
         return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))
 
-    def adapt(self, standardized_std: th.Tensor, policy_variance: th.Tensor) -> dict[str, th.Tensor]:
+    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.adapt`; the δ controller."""
-        return self.guidance.adapt(standardized_std, policy_variance)
+        return self.sampler.adapt(standardized_std, policy_std)

@@ -12,9 +12,12 @@ from torch import nn
 
 from sb3_polygrad.core.controllers import DeltaController
 from sb3_polygrad.denoisers.residual_mlp import ResidualMLP
+from sb3_polygrad.diffusion.base import Sampler
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion, Prediction
 from sb3_polygrad.diffusion.guidance import PolicyScoreGuidance
+from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
 from sb3_polygrad.diffusion.schedules import cosine_schedule
+from sb3_polygrad.diffusion.staggered import StaggeredSampler
 from sb3_polygrad.world_models.base import WorldModel
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel, FitSettings
 
@@ -43,6 +46,9 @@ def build_diffusion(
     denoiser: str = "residual_mlp",
     width: int = 256,
     n_layers: int = 4,
+    sampler: str = "policy_guided",
+    n_levels: int = 2,
+    lag: float = 1.0,
     n_diffusion_steps: int = 32,
     noise_tau: float = 1.0,
     prediction: Prediction = "x0",
@@ -66,11 +72,14 @@ def build_diffusion(
     :param denoiser: network, ``"residual_mlp"``
     :param width: width of the network (Table 2: 1024)
     :param n_layers: number of its blocks (Table 2: 6)
+    :param sampler: ``"policy_guided"`` (the paper's) or ``"staggered"``
+    :param n_levels: K of the staggered sampler, iterations that a state takes from noise to clean
+    :param lag: L of the staggered sampler, iterations by which a state is behind its predecessor
     :param n_diffusion_steps: N (Table 4: 128)
     :param noise_tau: τ of the cosine schedule (Table 4: 1; 0.1 for Hopper)
     :param prediction: ``"x0"`` as the released runs, or ``"epsilon"`` as the paper writes it
     :param guidance: how actions follow the policy, ``"policy_score"``
-    :param delta: start value of the action update scale δ
+    :param delta: start value of the action update scale δ, in squared half-ranges of the action box
     :param delta_lr: η of Eq. 10, on log δ
     :param clip_std: actions are clipped to this many policy standard deviations (3 in the paper); None for no clipping
     :param final_clip: bound on the change of the states over the last ten diffusion steps (0.25 in the release)
@@ -86,17 +95,29 @@ def build_diffusion(
         raise ValueError(f"world_model_kwargs: ema_decay must lie in [0, 1), got {ema_decay}")
     networks: dict[str, Callable[..., nn.Module]] = {"residual_mlp": ResidualMLP}
     network = networks[choose("world_model_kwargs['denoiser']", denoiser, networks)]
-    guidances = {"policy_score": lambda: PolicyScoreGuidance(DeltaController(delta, delta_lr), clip_std)}
+
+    def policy_guided() -> Sampler:
+        guidances = {
+            "policy_score": lambda: PolicyScoreGuidance(DeltaController(delta, delta_lr), (action_high - action_low) / 2, clip_std)
+        }
+        follow = guidances[choose("world_model_kwargs['guidance']", guidance, guidances)]()
+        process = GaussianDiffusion(cosine_schedule(n_diffusion_steps, noise_tau), prediction)
+        return PolicyGuidedSampler(process, follow, final_clip)
+
+    samplers: dict[str, Callable[[], Sampler]] = {
+        "policy_guided": policy_guided,
+        "staggered": lambda: StaggeredSampler(horizon, n_levels, lag),
+    }
+    choose("world_model_kwargs['sampler']", sampler, samplers)
+    n_level_inputs = horizon if sampler == "staggered" else 1
     return DiffusionWorldModel(
         obs_dim,
         action_low,
         action_high,
         horizon,
-        denoiser=network(horizon, obs_dim + 2, len(action_low), width, n_layers),
-        diffusion=GaussianDiffusion(cosine_schedule(n_diffusion_steps, noise_tau), prediction),
-        guidance=guidances[choose("world_model_kwargs['guidance']", guidance, guidances)](),
+        denoiser=network(horizon, obs_dim + 2, len(action_low), n_level_inputs, width, n_layers),
+        sampler=samplers[sampler](),
         fit_settings=FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every),
-        final_clip=final_clip,
     )
 
 

@@ -1,0 +1,105 @@
+"""The staggered sampler: one noise level per environment step, early steps clean before later ones."""
+
+from __future__ import annotations
+
+import math
+
+import torch as th
+from torch import nn
+
+from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
+
+
+def staggered_levels(horizon: int, n_levels: int, lag: float) -> th.Tensor:
+    """
+    Noise level of every state before and after each iteration.
+
+    At iteration m state t + 1 has the level ``clip((K - m + L t) / K, 0, 1)``; state 0 is always clean.
+
+    :param horizon: number of steps
+    :param n_levels: K, iterations that a state takes from noise to clean
+    :param lag: L, iterations by which each state is behind its predecessor
+    :return: ``(iterations + 1, horizon + 1)``, iterations = K + ceil(L (horizon - 1))
+    """
+    iterations = n_levels + math.ceil(lag * (horizon - 1))
+    m = th.arange(iterations + 1, dtype=th.float64)[:, None]
+    t = th.arange(horizon, dtype=th.float64)
+    levels = ((n_levels - m + lag * t) / n_levels).clamp(0.0, 1.0)
+    return nn.functional.pad(levels, (1, 0))
+
+
+class StaggeredSampler(nn.Module):
+    r"""
+    Trajectory diffusion whose actions are exact draws from the policy; departs from the paper.
+
+    Every action is a reparameterised draw, :math:`a^t = \mu(\hat s^t) + \sigma(\hat s^t) z^t`, with z drawn once per
+    trajectory. As soon as state t is clean its action is final, while later states are still noise: no δ, no clipping, the
+    right spread at any entropy. With level u the signal is ᾱ = cos²(πu/2); the denoiser predicts the clean states, and each
+    iteration is a DDIM step. L = K is autoregressive diffusion, L = 0 has one noise level for all states.
+
+    :param horizon: steps per trajectory
+    :param n_levels: K, iterations that a state takes from noise to clean
+    :param lag: L, iterations by which each state is behind its predecessor
+    :param flat_share: share of the training examples in which all states have the same level
+    """
+
+    levels: th.Tensor
+    clean_weight: th.Tensor
+    noisy_weight: th.Tensor
+
+    def __init__(self, horizon: int, n_levels: int = 2, lag: float = 1.0, flat_share: float = 0.15) -> None:
+        super().__init__()
+        if n_levels < 1:
+            raise ValueError(f"n_levels must be at least 1, got {n_levels}")
+        if lag < 0.0:
+            raise ValueError(f"lag must not be negative, got {lag}")
+        self.horizon = horizon
+        self.flat_share = flat_share
+        levels = staggered_levels(horizon, n_levels, lag)
+        signal, noise = th.cos(levels * math.pi / 2), th.sin(levels * math.pi / 2)
+        # DDIM: next = signal' x̂ + noise' (x - signal x̂) / noise; what is clean stays as it is.
+        noisy_weight = th.where(levels[:-1] > 0.0, noise[1:] / noise[:-1].clamp(min=1e-12), th.ones(()))
+        clean_weight = signal[1:] - noisy_weight * signal[:-1]
+        self.register_buffer("levels", levels.float(), persistent=False)
+        self.register_buffer("noisy_weight", noisy_weight.float()[..., None], persistent=False)
+        self.register_buffer("clean_weight", clean_weight.float()[..., None], persistent=False)
+        # States before the first noisy one are done; so are their actions.
+        self._first_noisy = [int((row > 0.0).nonzero()[0]) for row in levels[:-1]]
+
+    def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
+        """
+        See :class:`~sb3_polygrad.diffusion.base.Sampler`. Levels are a ramp over the states with random slope (squared: flat
+        ramps are favoured) and random position, cut to [0, 1]; some examples have one level for all states.
+        """
+        batch, device = len(clean), clean.device
+        slope = th.rand(batch, 1, device=device).square() * (th.rand(batch, 1, device=device) >= self.flat_share)
+        reach = slope * (self.horizon - 1)
+        start = th.rand(batch, 1, device=device) * (1.0 + reach) - reach
+        levels = (start + slope * th.arange(self.horizon, device=device)).clamp(0.0, 1.0)
+        levels = nn.functional.pad(levels, (1, 0))  # (batch, horizon + 1)
+        angle = levels[..., None] * (math.pi / 2)
+        noisy = angle.cos() * clean + angle.sin() * th.randn_like(clean)
+        return Corrupted(noisy, actions, levels[:, 1:], clean)
+
+    def sample(self, task: Task) -> Sample:
+        """See :class:`~sb3_polygrad.diffusion.base.Sampler`."""
+        states = th.randn(len(task.first), self.horizon + 1, task.first.shape[1], device=task.first.device)
+        states[:, 0] = task.first
+        # Before anything is known, every state is taken for the first one; the first action is final already.
+        policy = task.policy(task.first[:, None])
+        actions = policy.mean + policy.stddev * task.noise
+        for m, begin in enumerate(self._first_noisy):
+            output = task.denoiser(states, task.condition(actions), self.levels[m : m + 1, 1:])
+            clean = task.bound(output)
+            states = self.clean_weight[m] * clean + self.noisy_weight[m] * states
+            if begin < self.horizon:
+                # An action is drawn anew while its state still changes.
+                estimate = th.where(self.levels[m + 1, begin:-1, None] > 0.0, clean[:, begin:-1], states[:, begin:-1])
+                policy = task.policy(estimate)
+                redrawn = policy.mean + policy.stddev * task.noise[:, begin:]
+                actions = th.cat([actions[:, :begin], redrawn], dim=1)
+        return Sample(states, actions)
+
+    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
+        """Nothing to tune."""
+        return {}
