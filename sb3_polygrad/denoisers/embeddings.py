@@ -15,15 +15,16 @@ class FourierEmbedding(nn.Module):
     :param size: length of the embedding
     :param n_levels: number of levels that are embedded together
     :param n_frequencies: number of random frequencies; each gives a sine and a cosine
+    :param hidden: width of the hidden layer
     :param scale: standard deviation of the frequencies, in periods over [0, 1]
     """
 
     frequencies: th.Tensor
 
-    def __init__(self, size: int, n_levels: int = 1, n_frequencies: int = 16, scale: float = 1.0) -> None:
+    def __init__(self, size: int, n_levels: int = 1, n_frequencies: int = 16, hidden: int = 64, scale: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("frequencies", th.randn(n_frequencies) * scale)
-        self.net = nn.Sequential(nn.Linear(2 * n_frequencies * n_levels, size), nn.SiLU(), nn.Linear(size, size))
+        self.net = nn.Sequential(nn.Linear(2 * n_frequencies * n_levels, hidden), nn.SiLU(), nn.Linear(hidden, size))
 
     def forward(self, levels: th.Tensor) -> th.Tensor:
         """Levels ``(batch, n_levels)`` to embeddings ``(batch, size)``."""

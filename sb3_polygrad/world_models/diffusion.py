@@ -76,7 +76,7 @@ class DiffusionWorldModel(WorldModel):
         # A float counter: everything in a state dict of this package is floating point.
         self.average.n_averaged = self.average.n_averaged.float()
         self.average.requires_grad_(False)
-        self.optimizer = th.optim.Adam(self.denoiser.parameters(), lr=fit_settings.learning_rate)
+        self.optimizer = th.optim.Adam(self.denoiser.parameters(), lr=fit_settings.learning_rate, fused=True)
 
     def observe(
         self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor

@@ -1,0 +1,43 @@
+"""What has to stand beside a number so that it can be trusted: command, versions, hardware, time."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("sb3_polygrad", "stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def provenance(module: str, **details: Any) -> dict[str, Any]:
+    """
+    :param module: the module that was run with ``python -m``
+    :param details: what else belongs to the measurement
+    :return: a mapping to be written as json
+    """
+    return {
+        "command": " ".join(["python -m", module, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        **details,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write json that a person can read."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
