@@ -95,6 +95,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     keywords="reinforcement-learning world-models diffusion stable-baselines3 mujoco",
+    package_dir={"": "."},  # said, it lets editable installs be a plain path, which type checkers understand
     packages=find_packages(include=["sb3_polygrad", "sb3_polygrad.*"]),
     py_modules=["_sb3_polygrad_zoo_hook"],
     package_data={"sb3_polygrad": ["py.typed", "version.txt"]},

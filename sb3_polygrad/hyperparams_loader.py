@@ -1,0 +1,35 @@
+"""The configuration files that come with the package, for those who do not go through the zoo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_polygrad.world_models.factory import choose
+
+_PACKAGE = Path(__file__).parent
+
+HYPERPARAMS = folder if (folder := _PACKAGE / "hyperparams").is_dir() else _PACKAGE.parent / "hyperparams"
+"""Folder of the files: in the package where it was installed from a wheel, beside it in a checkout."""
+
+ZOO_ONLY = ("n_timesteps", "policy")
+"""Entries that the zoo needs and that are not keyword arguments of a constructor call."""
+
+
+def load_hyperparams(name: str, env_id: str) -> dict[str, Any]:
+    """
+    Settings of an algorithm for an environment, as the zoo would use them.
+
+    >>> PolyGRAD("MlpPolicy", "Hopper-v5", **load_hyperparams("polygrad-paper", "Hopper-v5"))
+
+    :param name: file in ``hyperparams/`` without its suffix: ``"polygrad"``, ``"polygrad-paper"``, ``"ppo"``, ...
+    :param env_id: environment; the file's ``default`` entry stands for those that it does not name
+    :return: keyword arguments for the constructor of the algorithm
+    :raises ValueError: for an unknown name, with the nearest known one
+    """
+    choose("name", name, [path.stem for path in HYPERPARAMS.glob("*.yml")])
+    entries = yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text(encoding="utf-8"))
+    entry = entries.get(env_id, entries["default"])
+    return {key: value for key, value in entry.items() if key not in ZOO_ONLY}
