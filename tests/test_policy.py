@@ -1,0 +1,187 @@
+"""The policy: where its mean may go, how wide it is, and what SB3's arguments do to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_polygrad.policy.policies import PolyGRADPolicy
+
+BOXES = [
+    spaces.Box(-1.0, 1.0, (2,)),
+    spaces.Box(np.array([-3.0, 10.0], dtype=np.float32), np.array([1.0, 10.5], dtype=np.float32)),
+    spaces.Box(np.array([-1e-3, -500.0], dtype=np.float32), np.array([1e-3, 100.0], dtype=np.float32)),
+]
+
+
+def make_policy(box: spaces.Box = BOXES[1], obs_dim: int = 3, **kwargs: Any) -> PolyGRADPolicy:
+    kwargs = {"net_arch": [16], **kwargs}
+    return PolyGRADPolicy(spaces.Box(-np.inf, np.inf, (obs_dim,)), box, lambda _: 1e-3, **kwargs)
+
+
+def half_range(box: spaces.Box) -> th.Tensor:
+    return th.as_tensor(box.high - box.low) / 2
+
+
+def distribution(policy: PolyGRADPolicy, observations: th.Tensor) -> th.distributions.Normal:
+    return policy.get_distribution(observations).distribution  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------------- the distribution
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_mean_covers_the_box_and_no_more(box: spaces.Box) -> None:
+    policy, observations = make_policy(box), th.randn(2_000, 3)
+    with th.no_grad():
+        policy.action_net.weight.mul_(1e4)  # as far as it can go
+    mean = distribution(policy, observations).mean
+    low, high, slack = th.as_tensor(box.low), th.as_tensor(box.high), 1e-5 * half_range(box)
+    assert (mean >= low - slack).all() and (mean <= high + slack).all()
+    assert th.allclose(mean.amin(dim=0), low, atol=slack.max().item()), "both ends of every dimension are reached"
+    assert th.allclose(mean.amax(dim=0), high, atol=slack.max().item())
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_mean_starts_near_the_centre(box: spaces.Box) -> None:
+    mean = distribution(make_policy(box), th.randn(100, 3)).mean
+    center = th.as_tensor(box.high + box.low) / 2
+    assert ((mean - center).abs() < 0.1 * half_range(box)).all()
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize(("log_std_init", "min_std"), [(0.0, 0.1), (-1.0, 0.1), (-2.0, 0.0)])
+def test_initial_std_is_what_was_asked_for(box: spaces.Box, log_std_init: float, min_std: float) -> None:
+    policy = make_policy(box, log_std_init=log_std_init, min_std=min_std)
+    expected = np.exp(log_std_init) * half_range(box)
+    assert th.allclose(distribution(policy, th.randn(5, 3)).stddev, expected.expand(5, 2), rtol=1e-5)
+    assert th.allclose(policy.relative_std, th.tensor(np.exp(log_std_init), dtype=th.float32), rtol=1e-5)
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_std_has_a_floor_in_half_ranges(box: spaces.Box) -> None:
+    policy = make_policy(box, min_std=0.1)
+    with th.no_grad():
+        policy.log_std.fill_(-100.0)
+    assert th.allclose(distribution(policy, th.randn(1, 3)).stddev, 0.1 * half_range(box), rtol=1e-5)
+
+
+def test_std_does_not_depend_on_the_state() -> None:
+    std = distribution(make_policy(), th.randn(50, 3)).stddev
+    assert th.equal(std, std[:1].expand_as(std))
+
+
+def test_log_prob_and_entropy_are_those_of_the_gaussian() -> None:
+    policy, observations, actions = make_policy(), th.randn(7, 3), th.randn(7, 2)
+    _, log_prob, entropy = policy.evaluate_actions(observations, actions)
+    normal = distribution(policy, observations)
+    expected = -0.5 * ((actions - normal.mean) / normal.stddev) ** 2 - normal.stddev.log() - 0.5 * np.log(2 * np.pi)
+    assert th.allclose(log_prob, expected.sum(dim=1), rtol=1e-4)
+    assert entropy is not None
+    assert th.allclose(entropy, (normal.stddev.log() + 0.5 * np.log(2 * np.pi * np.e)).sum(dim=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_predicted_actions_lie_in_the_box(box: spaces.Box) -> None:
+    policy = make_policy(box)
+    for deterministic in (True, False):
+        actions, _ = policy.predict(np.random.randn(100, 3).astype(np.float32), deterministic=deterministic)
+        assert all(box.contains(action) for action in actions)
+
+
+# ---------------------------------------------------------------------- the networks
+
+
+@pytest.mark.parametrize(
+    ("net_arch", "n_pi", "n_vf"),
+    [([], 0, 0), ([4], 1, 1), (dict(pi=[8, 4], vf=[16]), 2, 1), (dict(vf=[8]), 0, 1), (None, 2, 2)],
+)
+def test_net_arch(net_arch: Any, n_pi: int, n_vf: int) -> None:
+    policy = make_policy(net_arch=net_arch)
+
+    def count(net: nn.Module, kind: type[nn.Module]) -> int:
+        return sum(isinstance(layer, kind) for layer in net)  # type: ignore[attr-defined]
+
+    for kind in (nn.Linear, nn.LayerNorm, nn.ELU):
+        assert count(policy.mlp_extractor.policy_net, kind) == n_pi, "Linear, LayerNorm, ELU per hidden layer"
+        assert count(policy.mlp_extractor.value_net, kind) == n_vf
+    actions, values, log_prob = policy(th.randn(5, 3))
+    assert actions.shape == (5, 2) and values.shape == (5, 1) and log_prob.shape == (5,)
+
+
+def test_hidden_layers_are_normalised_before_the_activation() -> None:
+    policy = make_policy(net_arch=[8], activation_fn=nn.Tanh)
+    assert [type(layer) for layer in policy.mlp_extractor.policy_net] == [nn.Linear, nn.LayerNorm, nn.Tanh]
+    plain = make_policy(net_arch=[8], layer_norm=False)
+    assert [type(layer) for layer in plain.mlp_extractor.policy_net] == [nn.Linear, nn.ELU]
+
+
+# ---------------------------------------------------------------------- optimiser and target critic
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_actor_and_critic_share_nothing_and_miss_nothing(share: bool) -> None:
+    policy = make_policy(share_features_extractor=share)
+    actor, critic = ({id(p) for p in group["params"]} for group in policy.optimizer.param_groups)
+    trainable = {id(p) for p in policy.parameters() if p.requires_grad}
+    assert actor | critic == trainable and not actor & critic
+    assert id(policy.log_std) in actor and id(policy.value_net.weight) in critic
+
+
+def test_optimizer_class_and_kwargs() -> None:
+    policy = make_policy(optimizer_class=th.optim.SGD, optimizer_kwargs=dict(momentum=0.5))
+    assert isinstance(policy.optimizer, th.optim.SGD)
+    assert all(group["momentum"] == 0.5 for group in policy.optimizer.param_groups)
+
+
+def test_target_critic_starts_as_the_critic_and_follows_by_tau() -> None:
+    policy, observations = make_policy(critic_tau=0.25), th.randn(6, 3)
+    assert th.allclose(policy.predict_target_values(observations), policy.predict_values(observations).flatten())
+    policy.update_critic_target()  # the first update copies, as torch's AveragedModel has it
+    before = policy.predict_target_values(observations)
+    with th.no_grad():
+        policy.value_net.bias += 8.0  # values rise by 8
+    policy.update_critic_target()
+    assert th.allclose(policy.predict_target_values(observations), before + 2.0, atol=1e-5), "a quarter of the way"
+
+
+def test_target_critic_gets_no_gradient() -> None:
+    policy = make_policy()
+    policy.predict_values(th.randn(4, 3)).sum().backward()
+    assert all(not p.requires_grad and p.grad is None for p in policy.critic_target.parameters())
+
+
+# ---------------------------------------------------------------------- saving, bad arguments
+
+
+def test_saved_alone_it_acts_the_same(tmp_path: Path) -> None:
+    policy = make_policy(
+        net_arch=dict(pi=[8], vf=[4]), activation_fn=nn.Tanh, layer_norm=False, min_std=0.02, log_std_init=-1.0, critic_tau=0.5
+    )
+    policy.save(tmp_path / "policy")
+    loaded = PolyGRADPolicy.load(tmp_path / "policy")
+    observations = np.random.randn(20, 3).astype(np.float32)
+    assert np.array_equal(
+        loaded.predict(observations, deterministic=True)[0], policy.predict(observations, deterministic=True)[0]
+    )
+    assert th.equal(distribution(loaded, th.zeros(1, 3)).stddev, distribution(policy, th.zeros(1, 3)).stddev)
+    assert (loaded.min_std, loaded.critic_tau, loaded.layer_norm) == (0.02, 0.5, False)
+
+
+def test_rejects_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="use_sde=True is not supported"):
+        make_policy(use_sde=True)
+    with pytest.raises(ValueError, match="min_std"):
+        make_policy(min_std=0.5, log_std_init=-1.0)  # the floor is above the start
+    with pytest.raises(ValueError, match="min_std"):
+        make_policy(min_std=-0.1)
+    with pytest.raises(ValueError, match="critic_tau"):
+        make_policy(critic_tau=0.0)
+    with pytest.raises(TypeError, match="no_such_argument"):
+        make_policy(no_such_argument=1)
