@@ -13,22 +13,24 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Normal
 
+from sb3_polygrad.checks import check_arguments
 from sb3_polygrad.core.on_policy import action_autocorrelation, action_std, standardized_actions
+from sb3_polygrad.core.pace import PaceWarning
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
 from sb3_polygrad.policy.imagined_rollout_buffer import ImaginedRolloutBuffer
 from sb3_polygrad.policy.policies import PolyGRADPolicy
+from sb3_polygrad.policy.real_steps import simulator_states, true_successors
 from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PolicyUpdate, PPOUpdate
 from sb3_polygrad.policy.vec_normalize import VecNormalizeView
 from sb3_polygrad.world_models.base import WorldModel
-from sb3_polygrad.world_models.factory import build_world_model, choose
+from sb3_polygrad.world_models.factory import build_world_model
 
 SelfPolyGRAD = TypeVar("SelfPolyGRAD", bound="PolyGRAD")
 
@@ -159,55 +161,13 @@ class PolyGRAD(OnPolicyAlgorithm):
         # Real steps per environment that the world model's statistics have not seen, gradient steps that it has not taken.
         self._n_unobserved = 0
         self._gradient_steps_owed = 0
+        self._pace = PaceWarning()
         if self.env is not None:
-            self._check_arguments()
+            check_arguments(self)
         if _init_setup_model:
             self._setup_model()
 
     # ------------------------------------------------------------------ construction
-
-    def _check_arguments(self) -> None:
-        """Refuse what cannot work, naming the argument and the fix."""
-        observation_space, action_space = self.observation_space, self.action_space
-        if isinstance(observation_space, spaces.Dict):
-            raise ValueError(
-                "PolyGRAD does not support Dict observations: wrap the environment in gymnasium.wrappers.FlattenObservation "
-                "(no `MultiInputPolicy` exists here; algorithms with one: You must use `MultiInputPolicy` with PPO or SAC)"
-            )
-        if not isinstance(observation_space, spaces.Box):
-            raise ValueError(f"PolyGRAD needs Box observations, got {observation_space}: use PPO or DQN for such an environment")
-        if is_image_space(observation_space) or len(observation_space.shape) == 3:
-            raise ValueError(
-                f"PolyGRAD needs observations that are vectors, got images {observation_space.shape}: use PPO with CnnPolicy, "
-                "or wrap the environment so that it returns features"
-            )
-        if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):  # type: ignore[attr-defined]
-            raise ValueError(
-                "PolyGRAD needs a bounded action space (the policy's mean and std are scaled to it), got "
-                f"{action_space}: wrap the environment in gymnasium.wrappers.RescaleAction or give the space finite bounds"
-            )
-        if self.horizon < 2:
-            raise ValueError(f"horizon must be at least 2 steps, got {self.horizon}: the paper uses 10")
-        if self.learning_starts < self.horizon * self.n_envs:
-            raise ValueError(
-                f"learning_starts={self.learning_starts} is shorter than one window of horizon={self.horizon} steps in each of "
-                f"the {self.n_envs} environments: pass learning_starts >= {self.horizon * self.n_envs}"
-            )
-        if self.buffer_size < self.learning_starts:
-            raise ValueError(f"buffer_size={self.buffer_size} cannot hold learning_starts={self.learning_starts} steps: enlarge it")
-        for name in ("n_steps", "batch_size", "n_epochs", "n_minibatches", "n_imagined"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.gradient_steps < -1:
-            raise ValueError(f"gradient_steps must be -1 (as many as real steps), 0 or more, got {self.gradient_steps}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("clip_range", "critic_learning_rate", "max_grad_norm", "target_update", "target_kl"):
-            value = getattr(self, name)
-            if value is not None and not value > 0.0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        choose("policy_update", self.policy_update, ("a2c", "ppo"))
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -242,9 +202,12 @@ class PolyGRAD(OnPolicyAlgorithm):
 
     # ------------------------------------------------------------------ real steps
 
-    def _setup_learn(self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.interrupt()  # the environments are about to be reset
+        self._pace = PaceWarning()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
     @property
@@ -279,11 +242,11 @@ class PolyGRAD(OnPolicyAlgorithm):
         for _ in range(n_rollout_steps):
             actions = self._act()
             clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
-            simulator_states = self._simulator_states(env)
+            states = simulator_states(env)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
             # Stored before the callback may stop the run or save the buffer: no real step is lost.
-            self._store_steps(clipped_actions, new_obs, rewards, dones, infos, simulator_states)  # type: ignore[arg-type]
+            self._store_steps(clipped_actions, new_obs, rewards, dones, infos, states)  # type: ignore[arg-type]
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
@@ -292,11 +255,6 @@ class PolyGRAD(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    @staticmethod
-    def _simulator_states(env: VecEnv) -> np.ndarray | None:
-        """Positions and velocities of MuJoCo environments, ``(n_envs, state_dim)``; None where there is no such thing."""
-        return np.stack(env.env_method("state_vector")) if env.has_attr("state_vector") else None
-
     def _store_steps(
         self,
         actions: np.ndarray,
@@ -304,28 +262,23 @@ class PolyGRAD(OnPolicyAlgorithm):
         rewards: np.ndarray,
         dones: np.ndarray,
         infos: list[dict[str, Any]],
-        simulator_states: np.ndarray | None,
+        states: np.ndarray | None,
     ) -> None:
         """One step of every environment into the buffer, in the environment's own units."""
         wrapper = self._vec_normalize_env
         if wrapper is None:
-            self._last_original_obs, new_original_obs, original_rewards = self._last_obs, new_obs, rewards  # type: ignore[assignment]
+            self._last_original_obs, new_original_obs = self._last_obs, new_obs  # type: ignore[assignment]
         else:
-            new_original_obs, original_rewards = wrapper.get_original_obs(), wrapper.get_original_reward()  # type: ignore[assignment]
-        # Environments reset themselves: the true successor of a last step is in its info.
-        next_obs = np.array(new_original_obs)
+            new_original_obs, rewards = wrapper.get_original_obs(), wrapper.get_original_reward()  # type: ignore[assignment]
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones
-        for index in np.flatnonzero(dones):
-            terminal_obs = infos[index]["terminal_observation"]
-            next_obs[index] = terminal_obs if wrapper is None else wrapper.unnormalize_obs(terminal_obs)
         self.replay_buffer.add(
-            self._last_original_obs.reshape(env_count := len(dones), -1),  # type: ignore[union-attr]
-            actions.reshape(env_count, -1),
-            original_rewards,
-            next_obs.reshape(env_count, -1),
+            self._last_original_obs.reshape(self.n_envs, -1),  # type: ignore[union-attr]
+            actions.reshape(self.n_envs, -1),
+            rewards,
+            true_successors(new_original_obs, dones, infos, wrapper).reshape(self.n_envs, -1),
             dones & ~truncated,
             truncated,
-            simulator_states,
+            states,
         )
         self._n_unobserved += 1
         self._last_obs, self._last_original_obs, self._last_episode_starts = new_obs, new_original_obs, dones
@@ -343,6 +296,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         self._update_learning_rates()
         self._learn_from(self.imagine(self.n_imagined))
         self._n_updates += 1
+        self._pace.update((self._total_timesteps - self.num_timesteps) / n_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _fit_world_model(self) -> None:
@@ -377,6 +331,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         """The policy at observations ``(..., obs_dim)`` as it sees them, shaped ``(..., action_dim)``."""
         lead = observations.shape[:-1]
         normal = self.policy.get_distribution(self._to_policy(observations)).distribution
+        assert isinstance(normal, Normal)
         return Normal(normal.mean.view(*lead, -1), normal.stddev.view(*lead, -1), validate_args=False)
 
     def _to_policy(self, observations: th.Tensor) -> th.Tensor:
@@ -400,7 +355,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         policy = self.policy
         learner = Learner(policy.evaluate_actions, policy.actor_parameters(), policy.critic_parameters(), policy.optimizer)
         settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
-        metrics = self._policy_update(learner, self.rollout_buffer, settings)
+        metrics = self._policy_update(learner, self.rollout_buffer.get, settings)
         policy.update_critic_target()
 
         standardized = standardized_actions(trajectory, normal.mean, normal.stddev)
@@ -458,7 +413,7 @@ class PolyGRAD(OnPolicyAlgorithm):
     # ------------------------------------------------------------------ saving
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "world_model", "_policy_update", "_last_original_obs"]
+        return [*super()._excluded_save_params(), "world_model", "_policy_update", "_pace", "_last_original_obs"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "world_model", "world_model.optimizer"], []

@@ -29,7 +29,9 @@ class DeltaController(nn.Module):
     def __init__(self, delta: float = 0.005, learning_rate: float = 0.03) -> None:
         super().__init__()
         if delta <= 0.0:
-            raise ValueError(f"delta must be positive, got {delta}: pass the start value of the action update scale, e.g. 0.005")
+            raise ValueError(
+                f"delta must be positive, got {delta}: pass the start value of the action update scale, e.g. 0.005"
+            )
         if learning_rate < 0.0:
             raise ValueError(f"delta_lr must not be negative, got {learning_rate}: pass 0 to keep delta fixed")
         self.learning_rate = learning_rate

@@ -33,7 +33,8 @@ def plot(files: Sequence[Path], out: Path) -> None:
             for _, curve in curves.groupby("seed"):
                 axis.plot(curve["timesteps"], curve["mean_reward"], color=colors[label], alpha=0.3, linewidth=0.9)
             mean = curves.groupby("timesteps")["mean_reward"].mean()
-            name = f"{label} ({curves['seed'].nunique()} seeds)"
+            n_seeds = curves["seed"].nunique()
+            name = f"{label} ({n_seeds} seeds)" if n_seeds > 1 else str(label)
             axis.plot(mean.index, mean.values, color=colors[label], linewidth=2, label=name)
         axis.set(title=env_id, xlabel="real steps", ylabel="deterministic return")
         axis.legend(frameon=False)

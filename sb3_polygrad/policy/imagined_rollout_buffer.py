@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_polygrad.core.trajectory import Trajectory
-
-
-class ImaginedRolloutBufferSamples(NamedTuple):
-    """SB3's ``RolloutBufferSamples`` plus ``mask``: 1.0 for steps that happened, 0.0 after an imagined ending."""
-
-    observations: th.Tensor
-    actions: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-    mask: th.Tensor
+from sb3_polygrad.policy.samples import ImaginedRolloutBufferSamples
 
 
 class ImaginedRolloutBuffer(RolloutBuffer):
@@ -31,6 +19,9 @@ class ImaginedRolloutBuffer(RolloutBuffer):
     It is filled at once (:meth:`fill`) instead of step by step, and everything stays a tensor on the device; layout is
     ``(n_envs, buffer_size, ...)``. The constructor is SB3's.
     """
+
+    terminals: th.Tensor
+    mask: th.Tensor
 
     def reset(self) -> None:
         """Empty the buffer."""
@@ -51,7 +42,9 @@ class ImaginedRolloutBuffer(RolloutBuffer):
         :param log_probs: ``(batch, horizon)`` of the actions under the policy that acted
         """
         expected = (self.n_envs, self.buffer_size)
-        assert trajectory.rewards.shape == expected, f"expected (batch, horizon) = {expected}, got {tuple(trajectory.rewards.shape)}"
+        assert trajectory.rewards.shape == expected, (
+            f"expected (batch, horizon) = {expected}, got {tuple(trajectory.rewards.shape)}"
+        )
         tensors = {
             "observations": policy_observations,
             "actions": trajectory.actions,

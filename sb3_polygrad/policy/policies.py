@@ -74,7 +74,9 @@ class PolyGRADPolicy(ActorCriticPolicy):
         if kwargs.get("use_sde"):
             raise ValueError("use_sde=True is not supported: imagination needs a std that does not depend on the state")
         if not 0.0 <= min_std < float(th.tensor(log_std_init).exp()):
-            raise ValueError(f"min_std={min_std} must lie in [0, exp(log_std_init)={float(th.tensor(log_std_init).exp()):.3g})")
+            raise ValueError(
+                f"min_std={min_std} must lie in [0, exp(log_std_init)={float(th.tensor(log_std_init).exp()):.3g})"
+            )
         if not 0.0 < critic_tau <= 1.0:
             raise ValueError(f"critic_tau must lie in (0, 1], got {critic_tau}")
         self.layer_norm, self.min_std, self.critic_tau = layer_norm, min_std, critic_tau
@@ -99,7 +101,9 @@ class PolyGRADPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         assert isinstance(self.action_space, spaces.Box)
-        low, high = (th.as_tensor(bound, dtype=th.float32).flatten() for bound in (self.action_space.low, self.action_space.high))
+        low, high = (
+            th.as_tensor(bound, dtype=th.float32).flatten() for bound in (self.action_space.low, self.action_space.high)
+        )
         self.register_buffer("half_range", (high - low) / 2, persistent=False)
         self.register_buffer("center", (high + low) / 2, persistent=False)
         super()._build(lr_schedule)

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch as th
 from torch import nn
 
-Evaluate = Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor, th.Tensor]]
+from sb3_polygrad.policy.samples import ImaginedRolloutBufferSamples
+
+Evaluate = Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor, th.Tensor | None]]
 """Observations and actions to values ``(batch, 1)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``."""
 
 
-class Samples(Protocol):
-    """The fields of a minibatch that an update reads; see ``ImaginedRolloutBufferSamples``."""
-
-    observations: th.Tensor
-    actions: th.Tensor
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-    mask: th.Tensor
-
-
-class Batch(Protocol):
-    """What an update reads its minibatches from; see ``ImaginedRolloutBuffer``."""
-
-    buffer_size: int
-    n_envs: int
-
-    def get(self, batch_size: int | None = None) -> Generator[Samples, None, None]:
-        """Minibatches of all steps, or all of them at once."""
-        ...
+Minibatches = Callable[[int | None], Iterator[ImaginedRolloutBufferSamples]]
+"""All steps of an imagined batch: in minibatches of the given size in random order, or (None) at once."""
 
 
 @dataclass
@@ -122,7 +106,12 @@ def scale_step(
 
 
 def gradient_step(
-    learner: Learner, policy_loss: th.Tensor, values: th.Tensor, entropy: th.Tensor, samples: Samples, loss: LossSettings
+    learner: Learner,
+    policy_loss: th.Tensor,
+    values: th.Tensor,
+    entropy: th.Tensor | None,
+    samples: ImaginedRolloutBufferSamples,
+    loss: LossSettings,
 ) -> dict[str, th.Tensor | float]:
     """
     One step of the optimiser on policy loss, value loss and entropy bonus.
@@ -136,6 +125,7 @@ def gradient_step(
     :return: the losses
     """
     value_loss = masked_mean((values.flatten() - samples.returns).square(), samples.mask)
+    assert entropy is not None, "imagination needs a policy whose entropy is known"
     entropy_loss = -masked_mean(entropy, samples.mask)
     total = policy_loss + loss.vf_coef * value_loss + loss.ent_coef * entropy_loss
     learner.optimizer.zero_grad(set_to_none=True)
@@ -150,10 +140,10 @@ def gradient_step(
 class PolicyUpdate(Protocol):
     """One update of policy and critic from one imagined batch."""
 
-    def __call__(self, learner: Learner, batch: Batch, loss: LossSettings) -> dict[str, th.Tensor | float]:
+    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor | float]:
         """
         :param learner: what to change
-        :param batch: the imagined batch
+        :param minibatches: the imagined batch
         :param loss: weights of the loss
         :return: what there is to log
         """
@@ -174,9 +164,9 @@ class A2CUpdate:
     target_update: float | None = 0.02
     max_trials: int = 1
 
-    def __call__(self, learner: Learner, batch: Batch, loss: LossSettings) -> dict[str, th.Tensor | float]:
+    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor | float]:
         """See :class:`PolicyUpdate`."""
-        samples = next(batch.get())
+        samples = next(minibatches(None))
         origin = [parameter.detach().clone() for parameter in learner.actor]
         advantages = standardized(samples.advantages, samples.mask) if loss.normalize_advantage else samples.advantages
         values, log_prob, entropy = learner.evaluate(samples.observations, samples.actions)
@@ -212,12 +202,13 @@ class PPOUpdate:
     n_minibatches: int = 2
     target_kl: float | None = None
 
-    def __call__(self, learner: Learner, batch: Batch, loss: LossSettings) -> dict[str, th.Tensor | float]:
+    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor | float]:
         """See :class:`PolicyUpdate`."""
-        minibatch_size = -(-batch.buffer_size * batch.n_envs // self.n_minibatches)
+        n_steps = next(minibatches(None)).mask.numel()
+        minibatch_size = -(-n_steps // self.n_minibatches)
         metrics: dict[str, th.Tensor | float] = {}
         for _ in range(self.n_epochs):
-            for samples in batch.get(minibatch_size):
+            for samples in minibatches(minibatch_size):
                 mask = samples.mask
                 advantages = standardized(samples.advantages, mask) if loss.normalize_advantage else samples.advantages
                 values, log_prob, entropy = learner.evaluate(samples.observations, samples.actions)

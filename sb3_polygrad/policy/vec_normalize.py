@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 
@@ -20,11 +21,15 @@ class VecNormalizeView:
 
     def __init__(self, wrapper: VecNormalize | None, device: th.device) -> None:
         self.wrapper = wrapper
+        self.mean = self.std = th.zeros(0)
+        self.reward_scale = 1.0
         if wrapper is None:
             return
         if wrapper.norm_obs:
-            self.mean = self._tensor(wrapper.obs_rms.mean, device)  # type: ignore[union-attr]
-            self.std = self._tensor(np.sqrt(wrapper.obs_rms.var + wrapper.epsilon), device)  # type: ignore[union-attr]
+            statistics = wrapper.obs_rms
+            assert isinstance(statistics, RunningMeanStd), "Dict observations are refused at construction"
+            self.mean = self._tensor(statistics.mean, device)
+            self.std = self._tensor(np.sqrt(statistics.var + wrapper.epsilon), device)
         self.reward_scale = float(np.sqrt(wrapper.ret_rms.var + wrapper.epsilon))
 
     @staticmethod

@@ -35,9 +35,7 @@ class WorldModel(nn.Module, ABC):
         self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
 
     @abstractmethod
-    def observe(
-        self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor
-    ) -> None:
+    def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
         """
         Take note of new real steps, each shown once (running statistics).
 

@@ -28,6 +28,9 @@ class FitSettings(NamedTuple):
     ema_every: int = 10
 
 
+DEFAULT_FIT_SETTINGS = FitSettings()
+
+
 class DiffusionWorldModel(WorldModel):
     """
     Learns to denoise windows of real steps (Algorithm 1) and imagines by diffusion under a policy (Algorithm 2).
@@ -41,13 +44,15 @@ class DiffusionWorldModel(WorldModel):
     :param action_low: ``(action_dim,)`` lower bounds of the action box
     :param action_high: ``(action_dim,)`` upper bounds of the action box
     :param horizon: steps per trajectory
-    :param denoiser: network ``(noisy, actions, level) -> output``, see :class:`~sb3_polygrad.denoisers.residual_mlp.ResidualMLP`
+    :param denoiser: network ``(noisy, actions, level) -> output``, see :mod:`sb3_polygrad.denoisers`
     :param sampler: how trajectories are noised for training, and denoised under a policy
     :param fit_settings: optimiser and average
     :param bound_margin: clean estimates stay within what was really seen, widened by this share on each side
     """
 
     fitted: th.Tensor
+    action_low: th.Tensor
+    action_high: th.Tensor
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class DiffusionWorldModel(WorldModel):
         horizon: int,
         denoiser: nn.Module,
         sampler: Sampler,
-        fit_settings: FitSettings = FitSettings(),
+        fit_settings: FitSettings = DEFAULT_FIT_SETTINGS,
         bound_margin: float = 0.5,
     ) -> None:
         super().__init__(obs_dim, len(action_low), horizon)
@@ -78,9 +83,7 @@ class DiffusionWorldModel(WorldModel):
         self.average.requires_grad_(False)
         self.optimizer = th.optim.Adam(self.denoiser.parameters(), lr=fit_settings.learning_rate, fused=True)
 
-    def observe(
-        self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor
-    ) -> None:
+    def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
         """See :meth:`WorldModel.observe`. Successors say what the acting observations do not: the last one of an episode."""
         self.state_normalizer.update(th.cat([observations, next_observations]))
         self.outcome_normalizer.update(outcomes)
@@ -93,7 +96,9 @@ class DiffusionWorldModel(WorldModel):
     def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`; Algorithm 1, lines 3 to 6."""
         outcomes = self.outcome_normalizer.normalize(th.stack([batch.rewards, batch.terminals], dim=-1))
-        clean = th.cat([self.state_normalizer.normalize(batch.observations), nn.functional.pad(outcomes, (0, 0, 1, 0))], dim=-1)
+        clean = th.cat(
+            [self.state_normalizer.normalize(batch.observations), nn.functional.pad(outcomes, (0, 0, 1, 0))], dim=-1
+        )
         corrupted = self.sampler.corrupt(clean, self._condition(batch.actions))
         output = self.denoiser(corrupted.noisy, corrupted.actions, corrupted.level)
         loss = nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given

@@ -98,7 +98,9 @@ def build_diffusion(
 
     def policy_guided() -> Sampler:
         guidances = {
-            "policy_score": lambda: PolicyScoreGuidance(DeltaController(delta, delta_lr), (action_high - action_low) / 2, clip_std)
+            "policy_score": lambda: PolicyScoreGuidance(
+                DeltaController(delta, delta_lr), (action_high - action_low) / 2, clip_std
+            )
         }
         follow = guidances[choose("world_model_kwargs['guidance']", guidance, guidances)]()
         process = GaussianDiffusion(cosine_schedule(n_diffusion_steps, noise_tau), prediction)

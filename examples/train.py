@@ -1,0 +1,78 @@
+"""
+Train on one environment, watch it learn, keep everything.
+
+    python examples/train.py --env Hopper-v5 --steps 10000
+    python examples/train.py --env Hopper-v5 --steps 10000 --resume runs/Hopper-v5_1
+
+Each run gets a folder of its own under ``runs/``: learning curve (csv and png), model, real steps. Ctrl-C stops early and
+keeps what was learnt.
+"""
+
+import argparse
+import csv
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3.common.utils import get_latest_run_id
+
+from sb3_polygrad import PolyGRAD
+from sb3_polygrad.benchmark.learning_curves import COLUMNS, StopwatchCallback, evaluation_callback
+from sb3_polygrad.plots.learning_curves import plot
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="Hopper-v5", help="a gymnasium environment with Box observations and actions")
+    parser.add_argument("--steps", type=int, default=10_000, help="real steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--resume", type=Path, help="folder of an earlier run to go on from")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the folder of this run is made")
+    args = parser.parse_args()
+
+    if args.resume is None:
+        model = PolyGRAD("MlpPolicy", args.env, seed=args.seed, verbose=1, device=args.device)
+    else:
+        model = PolyGRAD.load(args.resume / "model", env=args.env, device=args.device)
+        model.load_replay_buffer(args.resume / "replay_buffer")
+    begin = model.num_timesteps
+
+    folder = args.runs / f"{args.env}_{get_latest_run_id(str(args.runs), args.env) + 1}"
+    folder.mkdir(parents=True)
+    stopwatch = StopwatchCallback()
+    with tempfile.TemporaryDirectory() as log_path:
+        evaluation = evaluation_callback(
+            args.env, args.seed, max(args.steps // 10, 1), 5, log_path=log_path, callback_after_eval=stopwatch
+        )
+        evaluation.verbose = 1
+        start = time.perf_counter()
+        try:
+            model.learn(args.steps, callback=evaluation, progress_bar=True, reset_num_timesteps=args.resume is None)
+        except KeyboardInterrupt:
+            print("\nstopped early; keeping what was learnt")
+        seconds = time.perf_counter() - start
+
+    model.save(folder / "model")
+    model.save_replay_buffer(folder / "replay_buffer")
+    print(f"\n{model.num_timesteps - begin} real steps of {args.env} in {seconds / 60:.1f} minutes.")
+    if evaluation.evaluations_results:
+        with (folder / "learning_curve.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for step, returns, at in zip(
+                evaluation.evaluations_timesteps, evaluation.evaluations_results, stopwatch.seconds, strict=True
+            ):
+                writer.writerow(["polygrad", args.env, args.seed, step, np.mean(returns), np.std(returns), round(at, 1)])
+        plot([folder / "learning_curve.csv"], folder / "learning_curve.png")
+        means = [float(np.mean(returns)) for returns in evaluation.evaluations_results]
+        print(
+            f"Mean deterministic return of 5 episodes: {means[0]:.0f} at first, {means[-1]:.0f} now, {max(means):.0f} at best."
+        )
+    print(f"Saved in {folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"Go on:  python examples/train.py --env {args.env} --steps {args.steps} --resume {folder}")
+
+
+if __name__ == "__main__":
+    main()

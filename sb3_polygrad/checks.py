@@ -1,0 +1,65 @@
+"""Checks of the constructor's arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+
+from sb3_polygrad.world_models.factory import choose
+
+if TYPE_CHECKING:
+    from sb3_polygrad.polygrad import PolyGRAD
+
+
+def check_arguments(model: PolyGRAD) -> None:
+    """
+    Refuse what cannot work, naming the argument and the fix.
+
+    :param model: with all arguments set, nothing built yet
+    :raises ValueError: at the first argument that cannot work
+    """
+    observation_space, action_space = model.observation_space, model.action_space
+    if isinstance(observation_space, spaces.Dict):
+        raise ValueError(
+            "PolyGRAD does not support Dict observations: wrap the environment in gymnasium.wrappers.FlattenObservation "
+            "(no `MultiInputPolicy` exists here; algorithms with one: You must use `MultiInputPolicy` with PPO or SAC)"
+        )
+    if not isinstance(observation_space, spaces.Box):
+        raise ValueError(f"PolyGRAD needs Box observations, got {observation_space}: use PPO or DQN for such an environment")
+    if is_image_space(observation_space) or len(observation_space.shape) == 3:
+        raise ValueError(
+            f"PolyGRAD needs observations that are vectors, got images {observation_space.shape}: use PPO with CnnPolicy, "
+            "or wrap the environment so that it returns features"
+        )
+    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):  # type: ignore[attr-defined]
+        raise ValueError(
+            "PolyGRAD needs a bounded action space (the policy's mean and std are scaled to it), got "
+            f"{action_space}: wrap the environment in gymnasium.wrappers.RescaleAction or give the space finite bounds"
+        )
+    if model.horizon < 2:
+        raise ValueError(f"horizon must be at least 2 steps, got {model.horizon}: the paper uses 10")
+    if model.learning_starts < model.horizon * model.n_envs:
+        raise ValueError(
+            f"learning_starts={model.learning_starts} is shorter than one window of horizon={model.horizon} steps in each "
+            f"of the {model.n_envs} environments: pass learning_starts >= {model.horizon * model.n_envs}"
+        )
+    if model.buffer_size < model.learning_starts:
+        raise ValueError(
+            f"buffer_size={model.buffer_size} cannot hold learning_starts={model.learning_starts} steps: enlarge it"
+        )
+    for name in ("n_steps", "batch_size", "n_epochs", "n_minibatches", "n_imagined"):
+        if getattr(model, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(model, name)}")
+    if model.gradient_steps < -1:
+        raise ValueError(f"gradient_steps must be -1 (as many as real steps), 0 or more, got {model.gradient_steps}")
+    for name in ("gamma", "gae_lambda"):
+        if not 0.0 <= getattr(model, name) <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {getattr(model, name)}")
+    for name in ("clip_range", "critic_learning_rate", "max_grad_norm", "target_update", "target_kl"):
+        value = getattr(model, name)
+        if value is not None and not value > 0.0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    choose("policy_update", model.policy_update, ("a2c", "ppo"))
