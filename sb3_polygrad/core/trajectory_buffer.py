@@ -98,20 +98,26 @@ class TrajectoryBuffer:
         :param simulator_states: ``(n_envs, state_dim)``, the simulator's state in which the actions were taken
         :raises ValueError: if an observation, action or reward is not finite; nothing is stored then
         """
-        named = {"observation": observations, "action": actions, "reward": rewards, "next observation": next_observations}
-        for name, values in named.items():
-            if not np.isfinite(values).all():
-                env_index = int(np.argwhere(~np.isfinite(np.asarray(values).reshape(self.n_envs, -1)).all(axis=1))[0, 0])
+        steps = {
+            "observation": self._to_tensor(observations, (self.n_envs, self.obs_dim)),
+            "next observation": self._to_tensor(next_observations, (self.n_envs, self.obs_dim)),
+            "action": self._to_tensor(actions, (self.n_envs, self.action_dim)),
+            "reward": self._to_tensor(rewards, (self.n_envs, 1)),
+        }
+        for name, values in steps.items():
+            finite = th.isfinite(values).all(dim=1)
+            if not finite.all():
+                index = int(finite.logical_not().nonzero()[0])
                 raise ValueError(
-                    f"the environment (index {env_index}) produced a {name} that is NaN or infinite: {values[env_index]}. "
-                    "It was not stored. Find its cause with stable_baselines3.common.vec_env.VecCheckNan."
+                    f"the environment (index {index}) produced a {name} that is NaN or infinite: {values[index].tolist()}. "
+                    "The step was not stored. Find its cause with stable_baselines3.common.vec_env.VecCheckNan."
                 )
 
         slots = slice(self.position * self.n_envs, (self.position + 1) * self.n_envs)
-        self.observations[slots] = self._to_tensor(observations, (self.n_envs, self.obs_dim))
-        self.next_observations[slots] = self._to_tensor(next_observations, (self.n_envs, self.obs_dim))
-        self.actions[slots] = self._to_tensor(actions, (self.n_envs, self.action_dim))
-        self.rewards[slots] = self._to_tensor(rewards, (self.n_envs,))
+        self.observations[slots] = steps["observation"]
+        self.next_observations[slots] = steps["next observation"]
+        self.actions[slots] = steps["action"]
+        self.rewards[slots] = steps["reward"].squeeze(1)
         self.terminals[slots] = self._to_tensor(terminated, (self.n_envs,))
         if simulator_states is not None:
             if self.simulator_states is None:
@@ -136,7 +142,8 @@ class TrajectoryBuffer:
         self._episode_steps[:] = 0
 
     def _to_tensor(self, values: np.ndarray, shape: tuple[int, ...]) -> th.Tensor:
-        return th.as_tensor(np.asarray(values, dtype=np.float32).reshape(shape), device=self.device)
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
+            return th.as_tensor(np.asarray(values, dtype=np.float32).reshape(shape), device=self.device)
 
     def _allow_starts(self, env_index: int, terminated: bool) -> None:
         """After a step of one environment: the starts whose window is now complete."""

@@ -130,9 +130,9 @@ def gradient_step(
     total = policy_loss + loss.vf_coef * value_loss + loss.ent_coef * entropy_loss
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()
-    nn.utils.clip_grad_norm_(learner.actor, loss.max_grad_norm)
-    nn.utils.clip_grad_norm_(learner.critic, loss.max_grad_norm)
-    learner.optimizer.step()
+    norms = [nn.utils.clip_grad_norm_(parameters, loss.max_grad_norm) for parameters in (learner.actor, learner.critic)]
+    if th.isfinite(th.stack(norms)).all():  # else no trace is left in parameters or optimiser
+        learner.optimizer.step()
     losses = {"loss": total, "policy_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
     return {name: value.detach() for name, value in losses.items()}
 

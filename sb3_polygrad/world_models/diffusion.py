@@ -105,8 +105,9 @@ class DiffusionWorldModel(WorldModel):
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.settings.max_grad_norm)
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.settings.max_grad_norm)
+        if th.isfinite(norm):  # else no trace is left in network or optimiser
+            self.optimizer.step()
         if int(self.fitted) % self.settings.ema_every == 0:
             self.average.update_parameters(self.denoiser)
         self.fitted += 1.0
