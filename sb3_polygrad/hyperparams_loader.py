@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sb3_polygrad.world_models.factory import choose
 
 _PACKAGE = Path(__file__).parent
@@ -29,6 +27,8 @@ def load_hyperparams(name: str, env_id: str) -> dict[str, Any]:
     :return: keyword arguments for the constructor of the algorithm
     :raises ValueError: for an unknown name, with the nearest known one
     """
+    import yaml  # here only: training needs no files
+
     choose("name", name, [path.stem for path in HYPERPARAMS.glob("*.yml")])
     entries = yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text(encoding="utf-8"))
     entry = entries.get(env_id, entries["default"])
