@@ -143,8 +143,8 @@ def sample_polygrad_params(trial: Trial, n_actions: int, n_envs: int, additional
     trial.suggest_float("critic_learning_rate", 3e-4, 3e-3, log=True)
     trial.suggest_float("ent_coef", 1e-6, 1e-2, log=True)
     trial.suggest_int("n_steps_pow", 2, 5)
-    trial.suggest_int("n_imagined_pow", 7, 9)
-    trial.suggest_int("horizon", 5, 15, step=5)
+    trial.suggest_int("n_imagined_pow", 6, 9)
+    trial.suggest_int("horizon", 8, 24, step=4)
     if trial.suggest_categorical("policy_update", ["ppo", "a2c"]) == "ppo":
         trial.suggest_float("clip_range", 0.05, 0.2, log=True)
         trial.suggest_int("n_epochs", 2, 6)

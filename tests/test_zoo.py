@@ -201,8 +201,10 @@ def manager(tmp_path):
     pytest.importorskip("rl_zoo3", reason="needs the extra [zoo]")
     from rl_zoo3.exp_manager import ExperimentManager
 
+    fixed = {"eval_freq": -1, "log_interval": -1}  # as on the command line
+
     def manager(env_id="Pendulum-v1", algo="polygrad", **kwargs):
-        return ExperimentManager(argparse.Namespace(), algo, env_id, str(tmp_path), n_timesteps=100, eval_freq=-1, **kwargs)
+        return ExperimentManager(argparse.Namespace(), algo, env_id, str(tmp_path), n_timesteps=100, **fixed, **kwargs)
 
     return manager
 
