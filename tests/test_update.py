@@ -194,20 +194,13 @@ def test_a2c_target_leaves_critic_and_optimiser_as_one_plain_step_does() -> None
     assert searched.optimizer.state[searched.mean]["step"] == 1
 
 
-def test_a_batch_that_is_not_finite_restores_the_actor() -> None:
-    bandit = Bandit(th.optim.Adam)
-    metrics = A2CUpdate(target_update=0.02)(bandit.learner(), bandit.batch([1.0, 2.0], [math.nan, 1.0]), LOSS)
-    assert metrics["step_scale"] == 0.0
-    assert bandit.mean.item() == 0.0
-
-
-@pytest.mark.xfail(strict=True, reason="critic and optimiser keep NaN, from which the actor cannot recover either")
-@pytest.mark.parametrize("update", [A2CUpdate(target_update=0.02), PPOUpdate()])
+@pytest.mark.parametrize("update", [A2CUpdate(target_update=0.02), PPOUpdate(n_minibatches=1)])
 def test_a_batch_that_is_not_finite_leaves_no_trace(update: A2CUpdate | PPOUpdate) -> None:
     bandit = Bandit(th.optim.Adam)
     update(bandit.learner(), bandit.batch([1.0, 2.0], [1.0, 1.0]), LOSS)
     before = copy.deepcopy((bandit.state_dict(), bandit.optimizer.state_dict()))
-    update(bandit.learner(), bandit.batch([1.0, 2.0], [math.nan, 1.0], returns=[math.nan, 1.0]), LOSS)
+    update(bandit.learner(), bandit.batch([1.0, 2.0], [math.nan, 1.0]), LOSS)
+    update(bandit.learner(), bandit.batch([1.0, 2.0], [1.0, 1.0], returns=[math.inf, 1.0]), LOSS)
     assert equal_trees((bandit.state_dict(), bandit.optimizer.state_dict()), before)
 
 
