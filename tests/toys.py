@@ -78,11 +78,12 @@ class BrokenEnv(PointEnv):
     """
     A point whose environment breaks at one step: its observation or its reward takes a given value.
 
-    :param field: ``"observation"``, ``"reset"`` (the first observation of the second episode) or ``"reward"``
+    :param field: ``"observation"``, ``"reset"`` (the next first observation of an episode) or ``"reward"``
     :param value: what it becomes
+    :param at: the step, counted over all episodes (an episode ends at every tenth)
     """
 
-    def __init__(self, field: str, value: float, at: int = 30, **kwargs: Any) -> None:
+    def __init__(self, field: str, value: float, at: int = 25, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.field, self.value, self.at, self.n_steps = field, value, at, 0
 

@@ -1,0 +1,166 @@
+"""Bad input: refused at once, with the argument and the fix in the message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_polygrad import PolyGRAD
+from tests.toys import TINY, BrokenEnv, PointEnv, SpacesEnv, tiny_model
+
+CLIPPED = pytest.mark.xfail(strict=True, reason="VecNormalize has clipped the last observation of an episode")
+NO_WAY_OUT = pytest.mark.xfail(strict=True, reason="SB3's constructor refuses first, without naming a way out")
+
+VECTOR = spaces.Box(-1.0, 1.0, (3,))
+ACTIONS = spaces.Box(-1.0, 1.0, (2,))
+
+# ---------------------------------------------------------------------- spaces
+
+
+@pytest.mark.parametrize("actions", [spaces.Discrete(3), spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2)])
+def test_actions_must_be_a_box(actions: spaces.Space) -> None:
+    with pytest.raises((AssertionError, ValueError), match=r"only supports .*Box"):
+        tiny_model(SpacesEnv(VECTOR, actions))
+
+
+def test_dict_observations_are_refused() -> None:
+    # The first words are SB3's own; its contract tests look for them.
+    with pytest.raises(ValueError, match="You must use `MultiInputPolicy`"):
+        tiny_model(SpacesEnv(spaces.Dict(a=VECTOR), ACTIONS))
+
+
+@NO_WAY_OUT
+def test_dict_observations_are_refused_with_a_way_out() -> None:
+    with pytest.raises(ValueError, match="FlattenObservation"):
+        tiny_model(SpacesEnv(spaces.Dict(a=VECTOR), ACTIONS))
+
+
+def test_flattened_dict_observations_are_fine() -> None:
+    env = gym.wrappers.FlattenObservation(SpacesEnv(spaces.Dict(a=VECTOR, b=VECTOR), ACTIONS))
+    tiny_model(env).learn(72)
+
+
+@pytest.mark.parametrize("shape", [(36, 36, 3), (1, 8, 8)])
+def test_images_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"observations that are vectors, got images.*CnnPolicy"):
+        tiny_model(SpacesEnv(spaces.Box(0, 255, shape, np.uint8), ACTIONS))
+
+
+def test_discrete_observations_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs Box observations"):
+        tiny_model(SpacesEnv(spaces.Discrete(4), ACTIONS))
+
+
+@pytest.mark.parametrize("high", [np.inf, np.array([1.0, np.inf], dtype=np.float32)])
+def test_unbounded_actions_are_refused(high: Any) -> None:
+    box = spaces.Box(-1.0, high, (2,)) if np.isscalar(high) else spaces.Box(-np.ones(2, dtype=np.float32), high)
+    with pytest.raises((AssertionError, ValueError), match=r"bound"):
+        tiny_model(SpacesEnv(VECTOR, box))
+
+
+@NO_WAY_OUT
+def test_unbounded_actions_are_refused_with_a_way_out() -> None:
+    with pytest.raises((AssertionError, ValueError), match="RescaleAction"):
+        tiny_model(SpacesEnv(VECTOR, spaces.Box(-np.inf, np.inf, (2,))))
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("horizon", 1, "horizon must be at least 2"),
+        ("learning_starts", 3, r"learning_starts=3 is shorter than one window.*pass learning_starts >= 4"),
+        ("buffer_size", 63, "buffer_size=63 cannot hold learning_starts=64"),
+        ("n_steps", 0, "n_steps must be at least 1"),
+        ("batch_size", 0, "batch_size must be at least 1"),
+        ("n_epochs", 0, "n_epochs must be at least 1"),
+        ("n_minibatches", 0, "n_minibatches must be at least 1"),
+        ("n_imagined", 0, "n_imagined must be at least 1"),
+        ("gradient_steps", -2, "gradient_steps must be -1"),
+        ("gamma", 1.5, r"gamma must lie in \[0, 1\]"),
+        ("gae_lambda", -0.1, r"gae_lambda must lie in \[0, 1\]"),
+        ("clip_range", 0.0, "clip_range must be positive"),
+        ("critic_learning_rate", 0.0, "critic_learning_rate must be positive"),
+        ("max_grad_norm", -1.0, "max_grad_norm must be positive"),
+        ("target_update", 0.0, "target_update must be positive"),
+        ("target_kl", -0.1, "target_kl must be positive"),
+        ("target_kl", float("nan"), "target_kl must be positive"),
+        ("policy_update", "pppo", "policy_update: 'pppo' is not known; did you mean 'ppo'"),
+        ("world_model", "difusion", "world_model: 'difusion' is not known; did you mean 'diffusion'"),
+    ],
+)
+def test_bad_arguments(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model(PointEnv(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"widht": 64}, "'widht' is not known; did you mean 'width'"),
+        ({"n_difusion_step": 4}, "did you mean 'n_diffusion_steps'"),
+        ({"horizon": 5}, "world_model_kwargs: 'horizon' is not known"),
+        ({"denoiser": "residual_mpl"}, "did you mean 'residual_mlp'"),
+        ({"sampler": "stagered"}, "did you mean 'staggered'"),
+        ({"sampler": "policy_guided", "guidance": "policy_scor"}, "did you mean 'policy_score'"),
+        ({"sampler": "policy_guided", "prediction": "v"}, "prediction must be 'x0' or 'epsilon'"),
+        ({"sampler": "policy_guided", "n_diffusion_steps": 0}, "n_diffusion_steps must be at least 1"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
+    ],
+)
+def test_bad_world_model_kwargs(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model(PointEnv(), world_model_kwargs=settings)
+
+
+def test_learning_starts_counts_all_environments() -> None:
+    with pytest.raises(ValueError, match="pass learning_starts >= 8"):
+        tiny_model(make_vec_env(PointEnv, 2), learning_starts=7)
+
+
+def test_unknown_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match="learning_start"):
+        PolyGRAD("MlpPolicy", PointEnv(), learning_start=100)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="net_arc"):
+        tiny_model(PointEnv(), policy_kwargs=dict(net_arc=[4]))
+
+
+def test_policies_of_other_algorithms_are_refused() -> None:
+    from stable_baselines3.common.policies import ActorCriticPolicy
+
+    with pytest.raises(ValueError, match="subclass of PolyGRADPolicy, got ActorCriticPolicy"):
+        PolyGRAD(ActorCriticPolicy, PointEnv(), **TINY)
+
+
+# ---------------------------------------------------------------------- what comes from the environment
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize(("field", "at"), [("observation", 25), ("observation", 30), ("reset", 25), ("reward", 25)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_never_enter_the_buffer(field: str, at: int, value: float, n_envs: int) -> None:
+    # Only the last environment breaks, within an episode or at its end.
+    env = DummyVecEnv([PointEnv] * (n_envs - 1) + [lambda: BrokenEnv(field, value, at)])
+    model = tiny_model(env)
+    with pytest.raises(ValueError, match=rf"index {n_envs - 1}\) produced a .*(observation|reward) that is NaN or infinite"):
+        model.learn(100)
+    assert 0 < len(model.replay_buffer) < 40 * n_envs
+    start = model.replay_buffer.sample_observations(100)
+    assert np.isfinite(start.numpy()).all()
+
+
+@pytest.mark.parametrize("at", [25, pytest.param(30, marks=CLIPPED)])
+def test_values_that_are_not_finite_are_found_under_vec_normalize(at: int) -> None:
+    # Step 30 is the last one of an episode: its observation comes from its info, already normalised and clipped.
+    env = VecNormalize(DummyVecEnv([lambda: BrokenEnv("observation", np.inf, at)]))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        tiny_model(env).learn(100)
