@@ -67,8 +67,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
         activation_fn: type[nn.Module] = nn.ELU,
         layer_norm: bool = True,
         min_std: float = 0.1,
-        log_std_init: float = 0.0,
-        critic_tau: float = 0.05,
+        log_std_init: float = -0.7,
+        critic_tau: float = 0.1,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("use_sde"):

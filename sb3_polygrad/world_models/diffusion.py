@@ -99,7 +99,11 @@ class DiffusionWorldModel(WorldModel):
         clean = th.cat(
             [self.state_normalizer.normalize(batch.observations), nn.functional.pad(outcomes, (0, 0, 1, 0))], dim=-1
         )
-        corrupted = self.sampler.corrupt(clean, self._condition(batch.actions))
+        # After an ending the window repeats the last action. Departs from the release, which shows the repetition to the
+        # denoiser: it would tell where the episode ended, and imagined actions, which never repeat, that it did not.
+        strangers = batch.actions.flatten(0, 1)[th.randperm(batch.mask.numel(), device=clean.device)].view_as(batch.actions)
+        actions = th.where(batch.mask[..., None] > 0.0, batch.actions, strangers)
+        corrupted = self.sampler.corrupt(clean, self._condition(actions))
         output = self.denoiser(corrupted.noisy, corrupted.actions, corrupted.level)
         loss = nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
 
