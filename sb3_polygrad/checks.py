@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
@@ -14,18 +13,18 @@ if TYPE_CHECKING:
     from sb3_polygrad.polygrad import PolyGRAD
 
 
-def check_arguments(model: PolyGRAD) -> None:
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
-    Refuse what cannot work, naming the argument and the fix.
+    Refuse observations and actions that PolyGRAD has no use for, naming a way out. (Actions other than Box: SB3 does that.)
 
-    :param model: with all arguments set, nothing built yet
-    :raises ValueError: at the first argument that cannot work
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :raises ValueError: if they are not supported
     """
-    observation_space, action_space = model.observation_space, model.action_space
     if isinstance(observation_space, spaces.Dict):
         raise ValueError(
-            "PolyGRAD does not support Dict observations: wrap the environment in gymnasium.wrappers.FlattenObservation "
-            "(no `MultiInputPolicy` exists here; algorithms with one: You must use `MultiInputPolicy` with PPO or SAC)"
+            "PolyGRAD does not support Dict observations: wrap the environment in gymnasium.wrappers.FlattenObservation, or "
+            "take another algorithm, PPO or SAC. (There: You must use `MultiInputPolicy`.)"
         )
     if not isinstance(observation_space, spaces.Box):
         raise ValueError(f"PolyGRAD needs Box observations, got {observation_space}: use PPO or DQN for such an environment")
@@ -34,11 +33,20 @@ def check_arguments(model: PolyGRAD) -> None:
             f"PolyGRAD needs observations that are vectors, got images {observation_space.shape}: use PPO with CnnPolicy, "
             "or wrap the environment so that it returns features"
         )
-    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):  # type: ignore[attr-defined]
+    if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
         raise ValueError(
-            "PolyGRAD needs a bounded action space (the policy's mean and std are scaled to it), got "
-            f"{action_space}: wrap the environment in gymnasium.wrappers.RescaleAction or give the space finite bounds"
+            f"PolyGRAD needs a bounded action space (the policy's mean and std are scaled to it), got {action_space}: give it "
+            "finite bounds, for instance by gymnasium.wrappers.TransformAction(env, lambda action: action, Box(-1, 1, shape))"
         )
+
+
+def check_arguments(model: PolyGRAD) -> None:
+    """
+    Refuse settings that cannot work, naming the argument and the fix.
+
+    :param model: with all arguments set, nothing built yet
+    :raises ValueError: at the first argument that cannot work
+    """
     if model.horizon < 2:
         raise ValueError(f"horizon must be at least 2 steps, got {model.horizon}: the paper uses 10")
     if model.learning_starts < model.horizon * model.n_envs:

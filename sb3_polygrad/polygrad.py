@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Normal
 
-from sb3_polygrad.checks import check_arguments
+from sb3_polygrad.checks import check_arguments, check_spaces
 from sb3_polygrad.core.on_policy import action_autocorrelation, action_std, standardized_actions
 from sb3_polygrad.core.pace import PaceWarning
 from sb3_polygrad.core.trajectory import Trajectory
@@ -168,6 +168,13 @@ class PolyGRAD(OnPolicyAlgorithm):
             self._setup_model()
 
     # ------------------------------------------------------------------ construction
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """As SB3 does it; the one place that every environment passes before SB3 judges its spaces."""
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_spaces(wrapped.observation_space, wrapped.action_space)
+        return wrapped
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -17,7 +17,8 @@ def true_successors(
     :param new_obs: ``(n_envs, ...)`` after the step, in the environment's units; first of the next episode where done
     :param dones: ``(n_envs,)``
     :param infos: one per environment
-    :param wrapper: ``VecNormalize`` around the environments, if there is one: it has normalised those last observations
+    :param wrapper: ``VecNormalize`` around the environments, if there is one: it has normalised those last observations, and
+        clipped them; as in SB3's off-policy algorithms, what was clipped stays so
     :return: ``(n_envs, ...)`` observations that the actions led to
     """
     successors = np.array(new_obs)
