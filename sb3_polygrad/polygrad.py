@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -170,9 +171,13 @@ class PolyGRAD(OnPolicyAlgorithm):
     # ------------------------------------------------------------------ construction
 
     @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """As SB3 does it; the one place that every environment passes before SB3 judges its spaces."""
-        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+    def _wrap_env(env: GymEnv | str, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """
+        As SB3 does it; the one place that every environment passes before SB3 judges its spaces.
+
+        Takes an environment's name too, so that ``load`` and ``set_env`` accept what the constructor accepts.
+        """
+        wrapped = OnPolicyAlgorithm._wrap_env(maybe_make_env(env, verbose), verbose, monitor_wrapper)  # type: ignore[arg-type]
         check_spaces(wrapped.observation_space, wrapped.action_space)
         return wrapped
 

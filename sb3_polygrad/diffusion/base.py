@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch as th
-from torch.distributions import Normal
+from torch.distributions import Distribution
 
 
 class Corrupted(NamedTuple):
@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
     denoiser: Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
     condition: Callable[[th.Tensor], th.Tensor]
-    policy: Callable[[th.Tensor], Normal]
+    policy: Callable[[th.Tensor], Distribution]
     bound: Callable[[th.Tensor], th.Tensor]
     first: th.Tensor
     noise: th.Tensor

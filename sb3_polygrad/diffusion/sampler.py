@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch as th
 from torch import nn
+from torch.distributions import Normal
 
 from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion
@@ -58,6 +59,11 @@ class PolicyGuidedSampler(nn.Module):
             clean = task.bound(process.predict_clean(output, noisy, i))  # line 9
             clean[:, 0] = task.first
             policy = task.policy(clean[:, :-1])
+            if not isinstance(policy, Normal):
+                raise TypeError(
+                    f"the policy-guided sampler follows the score of a Gaussian policy, got {type(policy).__name__}: "
+                    "use sampler='staggered'"
+                )
             if i == 1:
                 break
             std = process.posterior_std[i]

@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
+from sb3_polygrad.diffusion.draws import draw
 
 
 def staggered_levels(horizon: int, n_levels: int, lag: float) -> th.Tensor:
@@ -86,8 +87,7 @@ class StaggeredSampler(nn.Module):
         states = th.randn(len(task.first), self.horizon + 1, task.first.shape[1], device=task.first.device)
         states[:, 0] = task.first
         # Before anything is known, every state is taken for the first one; the first action is final already.
-        policy = task.policy(task.first[:, None])
-        actions = policy.mean + policy.stddev * task.noise
+        actions = draw(task.policy(task.first[:, None]), task.noise)
         for m, begin in enumerate(self._first_noisy):
             output = task.denoiser(states, task.condition(actions), self.levels[m : m + 1, 1:])
             clean = task.bound(output)
@@ -95,8 +95,7 @@ class StaggeredSampler(nn.Module):
             if begin < self.horizon:
                 # An action is drawn anew while its state still changes.
                 estimate = th.where(self.levels[m + 1, begin:-1, None] > 0.0, clean[:, begin:-1], states[:, begin:-1])
-                policy = task.policy(estimate)
-                redrawn = policy.mean + policy.stddev * task.noise[:, begin:]
+                redrawn = draw(task.policy(estimate), task.noise[:, begin:])
                 actions = th.cat([actions[:, :begin], redrawn], dim=1)
         return Sample(states, actions)
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch as th
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Distribution
 
 from sb3_polygrad.core.trajectory import Trajectory
 
-PolicyFn = Callable[[th.Tensor], Normal]
+PolicyFn = Callable[[th.Tensor], Distribution]
 """Observations ``(..., obs_dim)`` in the environment's units to the policy's distribution, ``(..., action_dim)``."""
 
 
