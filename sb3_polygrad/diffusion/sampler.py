@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch as th
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Distribution, Normal
 
 from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion
@@ -58,12 +58,7 @@ class PolicyGuidedSampler(nn.Module):
             output = task.denoiser(noisy, task.condition(actions) * process.signal[i], levels[i])  # line 7
             clean = task.bound(process.predict_clean(output, noisy, i))  # line 9
             clean[:, 0] = task.first
-            policy = task.policy(clean[:, :-1])
-            if not isinstance(policy, Normal):
-                raise TypeError(
-                    f"the policy-guided sampler follows the score of a Gaussian policy, got {type(policy).__name__}: "
-                    "use sampler='staggered'"
-                )
+            policy = _gaussian(task.policy(clean[:, :-1]))
             if i == 1:
                 break
             std = process.posterior_std[i]
@@ -78,3 +73,12 @@ class PolicyGuidedSampler(nn.Module):
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """Eq. 10."""
         return self.guidance.adapt(standardized_std, policy_std)
+
+
+def _gaussian(policy: Distribution) -> Normal:
+    if not isinstance(policy, Normal):
+        raise TypeError(
+            f"the policy-guided sampler follows the score of a Gaussian policy, got {type(policy).__name__}: "
+            "use sampler='staggered', which takes any policy that is a function of state and noise"
+        )
+    return policy

@@ -1,0 +1,1 @@
+"""Measurements of world models: what they imagine, against what the simulator does."""

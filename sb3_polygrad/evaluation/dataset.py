@@ -1,0 +1,79 @@
+"""Real transitions with the simulator states they began in, as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
+
+
+class Dataset(NamedTuple):
+    """
+    Steps in the order in which they happened, episode after episode. The last step of an episode is terminated or truncated.
+
+    :param observations: ``(n, obs_dim)``
+    :param actions: ``(n, action_dim)`` as the environment received them
+    :param rewards: ``(n,)``
+    :param next_observations: ``(n, obs_dim)`` true successors
+    :param terminated: ``(n,)`` bool
+    :param truncated: ``(n,)`` bool
+    :param simulator_states: ``(n, state_dim)`` positions and velocities before the step, float64
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    simulator_states: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz`` file."""
+        np.savez_compressed(path, **self._asdict())
+
+    @classmethod
+    def load(cls, path: Path) -> Dataset:
+        """Read a file that :meth:`save` wrote."""
+        with np.load(path) as arrays:
+            return cls(**{name: arrays[name] for name in cls._fields})
+
+    def steps(self, begin: int, end: int) -> Dataset:
+        """Consecutive steps, ``begin`` among them, ``end`` not."""
+        return Dataset(*(array[begin:end] for array in self._asdict().values()))
+
+    def split(self, share: float) -> tuple[Dataset, Dataset]:
+        """
+        Cut in two where an episode ends.
+
+        :param share: of the steps that the second part holds, at least
+        :return: the steps before and after the cut
+        """
+        ends = np.flatnonzero(self.terminated | self.truncated) + 1
+        before = ends[ends <= (1.0 - share) * len(self.rewards)]
+        if len(before) == 0:
+            raise ValueError(f"no episode ends within the first {1.0 - share:.0%} of the {len(self.rewards)} steps")
+        cut = int(before[-1])
+        return self.steps(0, cut), self.steps(cut, len(self.rewards))
+
+    def to_buffer(self, horizon: int) -> TrajectoryBuffer:
+        """
+        :param horizon: steps of the windows that the buffer is to give
+        :return: a buffer that holds all steps
+        """
+        n, obs_dim = self.observations.shape
+        buffer = TrajectoryBuffer(n, obs_dim, self.actions.shape[1], horizon)
+        for step in range(n):
+            here = slice(step, step + 1)
+            buffer.add(
+                self.observations[here],
+                self.actions[here],
+                self.rewards[here],
+                self.next_observations[here],
+                self.terminated[here],
+                self.truncated[here],
+            )
+        return buffer

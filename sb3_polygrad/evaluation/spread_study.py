@@ -1,0 +1,123 @@
+"""
+Is the spread of imagined trajectories that of the environment? Samplers on a linear-Gaussian system with a known answer.
+
+    python -m sb3_polygrad.evaluation.spread_study --models MODELS --out docs/results/spread_study
+
+Many trajectories are imagined from each of a few states, and their states compared, at every step and in every dimension,
+with the true distribution under the same policy (:mod:`~sb3_polygrad.evaluation.linear_gaussian`). Writes ``<out>.csv``, a row
+per sampler and step, and ``<out>.json``:
+
+- ``spread``: standard deviation of the samples over the true one,
+- ``coverage``: true probability of the central interval that holds 90 % of the samples,
+- ``crps``: score over the truth's own, minus 1: 0 at best,
+- ``bias``: root mean square error of the mean, in true standard deviations; sampling alone gives 1/sqrt(trajectories).
+
+Each is a mean over start states and dimensions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch as th
+
+from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.diffusion.staggered import StaggeredSampler
+from sb3_polygrad.evaluation.fitted_model import fitted_model
+from sb3_polygrad.evaluation.linear_gaussian import LinearGaussianSystem
+from sb3_polygrad.evaluation.policy_guidance import tune_delta
+from sb3_polygrad.evaluation.results import write_csv
+from sb3_polygrad.evaluation.spread import coverage, crps, optimal_crps
+from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
+
+TRAINING_STDS = (0.02, 0.1, 0.5, 1.0)
+
+
+def compare(
+    model: DiffusionWorldModel, system: LinearGaussianSystem, start: th.Tensor, n_samples: int, std: float
+) -> list[dict[str, float]]:
+    """
+    :param model: fitted to the system
+    :param system: the truth
+    :param start: ``(n, 2)`` states to imagine from
+    :param n_samples: trajectories from each
+    :param std: of the policy
+    :return: a row per step
+    """
+    imagined = model.imagine(start.repeat_interleave(n_samples, dim=0), system.policy(std))
+    samples = imagined.observations[:, 1:].view(len(start), n_samples, model.horizon, -1).transpose(0, 1)
+    mean, covariance = system.moments(start, model.horizon, std)
+    true_std = covariance.diagonal(dim1=1, dim2=2).sqrt().expand_as(mean)
+    measures = {
+        "spread": samples.std(dim=0) / true_std,
+        "coverage": coverage(samples, mean, true_std),
+        "crps": crps(samples, mean, true_std) / optimal_crps(true_std) - 1.0,
+        "bias": ((samples.mean(dim=0) - mean) / true_std).square(),
+    }
+    by_step = {name: values.mean(dim=(0, 2)) for name, values in measures.items()}
+    by_step["bias"] = by_step["bias"].sqrt()
+    return [{"step": t + 1, **{name: float(values[t]) for name, values in by_step.items()}} for t in range(model.horizon)]
+
+
+def samplers(args: argparse.Namespace, system: LinearGaussianSystem) -> Iterator[tuple[DiffusionWorldModel, dict[str, Any]]]:
+    """Every sampler asked for, in a fitted world model, with what the csv says of it."""
+    th.manual_seed(args.seed)
+    data = system.collect(args.episodes, 50, TRAINING_STDS)
+    size = {"width": args.width, "n_layers": args.layers}
+
+    def model(name: str, settings: dict[str, Any]) -> DiffusionWorldModel:
+        path = args.models / f"linear_gaussian_h{args.horizon}_{name}.pt"
+        bounds = system.action_low, system.action_high
+        return fitted_model(path, data, *bounds, args.horizon, {**size, **settings}, args.gradient_steps, seed=args.seed)[0]
+
+    staggered = model("staggered", {"sampler": "staggered"})
+    for n_levels in args.levels:
+        for lag in args.lags:
+            candidate = copy.deepcopy(staggered)
+            candidate.sampler = StaggeredSampler(args.horizon, n_levels, lag)
+            yield candidate, {"sampler": "staggered", "K": n_levels, "L": lag}
+    for n_steps in args.diffusion_steps:
+        guided = model(f"policy_guided_{n_steps}", {"sampler": "policy_guided", "n_diffusion_steps": n_steps})
+        start = data.observations[:: len(data.observations) // 200]
+        guided = tune_delta(guided, th.as_tensor(start), system.policy(args.std), args.delta_rounds)
+        yield guided, {"sampler": "policy_guided", "N": n_steps}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True, help="folder for fitted models, used again if they are there")
+    parser.add_argument("--horizon", type=int, default=10)
+    parser.add_argument("--episodes", type=int, default=1_000, help="of 50 steps, to fit to")
+    parser.add_argument("--gradient-steps", type=int, default=5_000)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="K of the staggered sampler")
+    parser.add_argument("--lags", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of the staggered sampler")
+    parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[128, 32], help="N of the policy-guided sampler")
+    parser.add_argument("--delta-rounds", type=int, default=40, help="updates of δ before it is measured")
+    parser.add_argument("--std", type=float, default=0.1, help="σ of the policy")
+    parser.add_argument("--starts", type=int, default=20, help="states to imagine from")
+    parser.add_argument("--trajectories", type=int, default=200, help="imagined from each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
+    args = parser.parse_args()
+
+    th.set_num_threads(args.threads)
+    system = LinearGaussianSystem()
+    rows = []
+    for model, labels in samplers(args, system):
+        th.manual_seed(args.seed)
+        start = th.randn(args.starts, 2)
+        rows += [{**labels, "sigma": args.std, **row} for row in compare(model, system, start, args.trajectories, args.std)]
+    write_csv(args.out.with_suffix(".csv"), rows)
+    write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.evaluation.spread_study", threads=args.threads))
+
+
+if __name__ == "__main__":
+    main()
