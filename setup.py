@@ -92,6 +92,8 @@ setup(
     name="sb3_polygrad",
     version=(ROOT / "sb3_polygrad" / "version.txt").read_text().strip(),
     description="World models via policy-guided trajectory diffusion (PolyGRAD) behind the API of Stable-Baselines3",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
     keywords="reinforcement-learning world-models diffusion stable-baselines3 mujoco",
