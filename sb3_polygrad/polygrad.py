@@ -225,7 +225,11 @@ class PolyGRAD(OnPolicyAlgorithm):
     @property
     def _in_prefill(self) -> bool:
         """Too little is known to learn from. (The buffer decides, not num_timesteps: a second learn() goes on at once.)"""
-        return len(self.replay_buffer) < self.learning_starts or self.replay_buffer.n_windows == 0
+        buffer = self.replay_buffer
+        capacity = buffer.capacity * buffer.n_envs
+        if buffer.n_windows == 0 and len(buffer) >= min(2 * self.learning_starts, capacity):
+            buffer.sample(1)  # says what is wrong
+        return len(buffer) < min(self.learning_starts, capacity) or buffer.n_windows == 0
 
     def _act(self) -> np.ndarray:
         """Actions for the present observations, before clipping: random until something was learnt."""

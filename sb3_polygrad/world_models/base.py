@@ -61,7 +61,8 @@ class WorldModel(nn.Module, ABC):
 
         :param start: ``(batch, obs_dim)``
         :param policy: observations to the distribution of actions
-        :return: the trajectories; actions as drawn, before clipping to the box
+        :return: the trajectories; actions as drawn, before clipping to the box. If the network fails numerically, rewards
+            and observations are NaN, which the caller has to look for
         :raises RuntimeError: if the model was never fitted
         """
 

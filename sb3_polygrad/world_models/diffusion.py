@@ -129,18 +129,25 @@ class DiffusionWorldModel(WorldModel):
             strict=True,
         )
         low, high = (th.cat(pair) for pair in bounds)
+        faulty = th.zeros((), dtype=th.bool, device=start.device)
+
+        def bound(clean: th.Tensor) -> th.Tensor:
+            faulty.logical_or_(clean.isnan().any())
+            return clean.nan_to_num(nan=0.0).clamp(low, high)
+
         task = Task(
             denoiser=self.average,
             condition=self._condition,
             policy=lambda states: policy(self.state_normalizer.denormalize(states[..., : self.obs_dim])),
-            bound=lambda clean: clean.clamp(low, high),
+            bound=bound,
             first=nn.functional.pad(self.state_normalizer.normalize(start), (0, 2)),
             noise=th.randn(len(start), self.horizon, self.action_dim, device=start.device),
             action_mean=self.action_normalizer.denormalize(th.zeros(self.action_dim, device=start.device)),
             action_std=self.action_normalizer.std,
         )
         sample = self.sampler.sample(task)
-        return self._decode(sample.states, sample.actions, start)
+        # The policy never sees a NaN, but the caller must: a batch with a fault in it is NaN throughout.
+        return self._decode(sample.states.masked_fill(faulty, th.nan), sample.actions, start)
 
     def _decode(self, states: th.Tensor, actions: th.Tensor, start: th.Tensor) -> Trajectory:
         observations = self.state_normalizer.denormalize(states[..., : self.obs_dim])
