@@ -54,3 +54,15 @@ def test_dataset_is_made_of_steps_of_the_system() -> None:
     residual = th.as_tensor(data.next_observations) - expected
     assert th.allclose(residual.std(dim=0), system.noise_std, rtol=0.1)
     assert data.to_buffer(horizon=5).n_windows == 200, "windows end where episodes do"
+
+
+def test_buffer_of_a_large_dataset_has_whole_windows_only() -> None:
+    system = LinearGaussianSystem()
+    data = system.collect(n_episodes=100, length=33, stds=(0.1,))
+    buffer = data.to_buffer(horizon=5)
+    # Three parts of 1,100 steps: two of the 100 episodes lie across a seam, and each of these loses up to four windows.
+    assert len(buffer) == 3_300 and 100 * 29 - 2 * 4 <= buffer.n_windows <= 100 * 29
+    windows = buffer.sample(2_000)
+    following = {tuple(a): tuple(b) for a, b in zip(data.observations.tolist(), data.next_observations.tolist(), strict=True)}
+    for path in windows.observations.tolist():
+        assert all(following[tuple(path[t])] == tuple(path[t + 1]) for t in range(5))

@@ -61,19 +61,25 @@ class Dataset(NamedTuple):
 
     def to_buffer(self, horizon: int) -> TrajectoryBuffer:
         """
+        Parts of the data are put in side by side, as if they came from so many environments: much faster than one step after
+        the other. No window crosses from one part to the next, and at most one step per part is left out.
+
         :param horizon: steps of the windows that the buffer is to give
-        :return: a buffer that holds all steps
+        :return: a buffer that holds the steps
         """
         n, obs_dim = self.observations.shape
-        buffer = TrajectoryBuffer(n, obs_dim, self.actions.shape[1], horizon)
-        for step in range(n):
-            here = slice(step, step + 1)
+        n_parts = max(1, n // 1_000)
+        length = n // n_parts
+        parts = Dataset(*(array[: n_parts * length].reshape(n_parts, length, *array.shape[1:]) for array in self))
+        buffer = TrajectoryBuffer(n_parts * length, obs_dim, self.actions.shape[1], horizon, n_envs=n_parts)
+        for step in range(length):
+            truncated = parts.truncated[:, step] | (~parts.terminated[:, step] & (step == length - 1))
             buffer.add(
-                self.observations[here],
-                self.actions[here],
-                self.rewards[here],
-                self.next_observations[here],
-                self.terminated[here],
-                self.truncated[here],
+                parts.observations[:, step],
+                parts.actions[:, step],
+                parts.rewards[:, step],
+                parts.next_observations[:, step],
+                parts.terminated[:, step],
+                truncated,
             )
         return buffer

@@ -54,10 +54,14 @@ class Candidate(NamedTuple):
 
     :param model: fitted world model with that sampler
     :param labels: what the csv says of it
+    :param name: of the fitted model
+    :param training: what there is to say about its training
     """
 
     model: DiffusionWorldModel
     labels: dict[str, Any]
+    name: str
+    training: dict[str, Any]
 
 
 class Problem(NamedTuple):
@@ -170,11 +174,13 @@ def measure(model: DiffusionWorldModel, problem: Problem, policy: PolicyFn) -> t
         for t in range(model.horizon)
     ]
     ending_error = float((replayed.mask != real.mask).float().mean())
-    return {"calls": len(calls), **cost, **statistics, "ending_error": ending_error}, steps
+    at_nine = steps[min(9, model.horizon) - 1]
+    errors_at = {"mse1_median": steps[0]["mse_median"], "mse9_mean": at_nine["mse_mean"], "mse9_median": at_nine["mse_median"]}
+    return {"calls": len(calls), **cost, **statistics, "ending_error": ending_error, **errors_at}, steps
 
 
-def candidates(args: argparse.Namespace, data: Dataset, simulator: Simulator) -> Iterator[tuple[Candidate, dict[str, Any]]]:
-    """Every sampler asked for, with its fitted model and what there is to say about its training."""
+def candidates(args: argparse.Namespace, data: Dataset, simulator: Simulator) -> Iterator[Candidate]:
+    """Every sampler asked for."""
     size = {"width": args.width, "n_layers": args.layers}
 
     def model(name: str, settings: dict[str, Any]) -> tuple[DiffusionWorldModel, dict[str, Any]]:
@@ -188,11 +194,12 @@ def candidates(args: argparse.Namespace, data: Dataset, simulator: Simulator) ->
         for lag in args.lags:
             candidate = copy.deepcopy(staggered)
             candidate.sampler = StaggeredSampler(args.horizon, n_levels, lag)
-            yield Candidate(candidate, {"sampler": "staggered", "K": n_levels, "L": lag}), training
+            yield Candidate(candidate, {"sampler": "staggered", "K": n_levels, "L": lag}, "staggered", training)
     for n_steps in args.diffusion_steps:
         settings = {"sampler": "policy_guided", "n_diffusion_steps": n_steps, **args.policy_guided}
-        guided, training = model(f"policy_guided_{n_steps}", settings)
-        yield Candidate(guided, {"sampler": "policy_guided", "N": n_steps}), training
+        name = f"policy_guided_{n_steps}"
+        guided, training = model(name, settings)
+        yield Candidate(guided, {"sampler": "policy_guided", "N": n_steps}, name, training)
 
 
 def study(args: argparse.Namespace) -> None:
@@ -205,35 +212,30 @@ def study(args: argparse.Namespace) -> None:
     problem = Problem(simulator, agent, start, held_out.simulator_states[chosen], args.replays)
 
     rows, step_rows, trainings = [], [], {}
-    for candidate, training in candidates(args, fit_data, simulator):
-        family = candidate.labels["sampler"] + (f"_{candidate.labels['N']}" if "N" in candidate.labels else "")
-        trainings[family] = training
+    for candidate in candidates(args, fit_data, simulator):
+        trainings[candidate.name] = candidate.training
         for std in args.stds:
             th.manual_seed(args.seed)
-            policy = policy_with_std(agent, std)
-            model, labels = candidate.model, {"env": args.env, "horizon": args.horizon, **candidate.labels, "sigma": std}
+            policy, model = policy_with_std(agent, std), candidate.model
+            labels = {"env": args.env, "horizon": args.horizon, **candidate.labels, "sigma": std}
             if "N" in candidate.labels:
                 model = tune_delta(model, start[: args.delta_batch], policy, args.delta_rounds)
             row, steps = measure(model, problem, policy)
             if "K" in candidate.labels:
-                row["future_influence"] = future_influence(model, start[:500], policy)
-            at_nine = steps[min(9, args.horizon) - 1]
-            row["mse1_median"] = steps[0]["mse_median"]
-            row["mse9_mean"], row["mse9_median"] = at_nine["mse_mean"], at_nine["mse_median"]
+                row["future_influence"] = future_influence(model, start[:200], policy)
             rows.append({**labels, **row})
             step_rows += [{**labels, **step} for step in steps]
             print({name: readable(value) for name, value in rows[-1].items()}, flush=True)
-
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(args.out.with_name(args.out.name + ".csv"), rows)
-    write_csv(args.out.with_name(args.out.name + "_steps.csv"), step_rows)
-    facts = provenance(
-        "sb3_polygrad.evaluation.sampler_study",
-        threads=args.threads,
-        dataset=json.loads((args.data / "dataset.json").read_text()),
-        training=trainings,
-    )
-    write_json(args.out.with_name(args.out.name + ".json"), facts)
+        # After every sampler, so that a study cut short leaves what it has measured.
+        write_csv(args.out.with_name(args.out.name + ".csv"), rows)
+        write_csv(args.out.with_name(args.out.name + "_steps.csv"), step_rows)
+        facts = provenance(
+            "sb3_polygrad.evaluation.sampler_study",
+            threads=args.threads,
+            dataset=json.loads((args.data / "dataset.json").read_text()),
+            training=trainings,
+        )
+        write_json(args.out.with_name(args.out.name + ".json"), facts)
 
 
 def main() -> None:

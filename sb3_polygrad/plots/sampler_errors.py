@@ -1,0 +1,75 @@
+"""
+Error by step from the ``_steps.csv`` files of :mod:`sb3_polygrad.evaluation.sampler_study`.
+
+    python -m sb3_polygrad.plots.sampler_errors docs/results/samplers_hopper_h10_steps.csv --out docs/results/samplers.png
+
+A row of panels per environment, a panel per σ; median solid, mean dotted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+
+def name(row: pd.Series) -> str:
+    """Short name of a sampler."""
+    if row["sampler"] == "staggered":
+        return f"staggered K={row['K']:g} L={row['L']:g}"
+    return f"policy-guided N={row['N']:g}"
+
+
+def plot(files: Sequence[Path], out: Path) -> None:
+    """
+    :param files: csv files with the columns env, sampler, K, L, N, sigma, step, mse_median, mse_mean
+    :param out: picture to write
+    """
+    data = pd.concat([pd.read_csv(file) for file in files])
+    data["name"] = data.apply(name, axis=1)
+    environments, sigmas = list(data["env"].unique()), sorted(data["sigma"].unique(), reverse=True)
+    colors = {label: f"C{index}" for index, label in enumerate(data["name"].unique())}
+    figure, axes = plt.subplots(
+        len(environments),
+        len(sigmas),
+        figsize=(2.9 * len(sigmas), 2.8 * len(environments)),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, env_id in zip(axes, environments, strict=True):
+        for axis, sigma in zip(row, sigmas, strict=True):
+            panel = data[(data["env"] == env_id) & (data["sigma"] == sigma)]
+            for label, curve in panel.groupby("name", sort=False):
+                axis.semilogy(curve["step"], curve["mse_median"], color=colors[label], label=label)
+                axis.semilogy(curve["step"], curve["mse_mean"], ":", color=colors[label])
+            axis.set_title(f"{env_id}, σ = {sigma:g}", fontsize=9)
+            axis.grid(alpha=0.3)
+        row[0].set_ylabel("standardised squared error")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    plot(args.files, args.out)
+
+
+if __name__ == "__main__":
+    main()

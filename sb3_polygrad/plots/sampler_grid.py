@@ -1,0 +1,69 @@
+"""
+Levels and lags of the staggered sampler: error and calls over K and L, from the csv files of
+:mod:`sb3_polygrad.evaluation.sampler_study`.
+
+    python -m sb3_polygrad.plots.sampler_grid docs/results/samplers_hopper_h10_grid.csv --out docs/results/sampler_grid.png
+
+A panel per σ with the median error after nine steps, and one with the network calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+
+
+def draw_table(axis: Axes, table: pd.DataFrame, norm: LogNorm, cmap: str, title: str) -> None:
+    """Coloured cells with their numbers."""
+    axis.imshow(table, norm=norm, cmap=cmap, aspect="auto")
+    for i, values in enumerate(table.to_numpy()):
+        for j, value in enumerate(values):
+            axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=8)
+    axis.set(title=title, xlabel="L", xticks=range(table.shape[1]), xticklabels=[f"{lag:g}" for lag in table.columns])
+
+
+def plot(file: Path, out: Path) -> None:
+    """
+    :param file: csv with the columns env, horizon, sampler, K, L, sigma, calls, mse9_median
+    :param out: picture to write
+    """
+    data = pd.read_csv(file)
+    data = data[data["sampler"] == "staggered"]
+    sigmas = sorted(data["sigma"].unique(), reverse=True)
+    figure, axes = plt.subplots(
+        1, len(sigmas) + 1, figsize=(2.7 * (len(sigmas) + 1), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    norm = LogNorm(data["mse9_median"].min() / 2, data["mse9_median"].max())
+    for axis, sigma in zip(axes[0], sigmas, strict=False):
+        table = data[data["sigma"] == sigma].pivot_table(index="K", columns="L", values="mse9_median")
+        draw_table(axis, table, norm, "YlOrRd", f"median error, σ = {sigma:g}")
+    calls = data.pivot_table(index="K", columns="L", values="calls")
+    draw_table(axes[0, -1], calls, LogNorm(calls.to_numpy().min() / 2, calls.to_numpy().max() * 2), "Blues", "network calls")
+    axes[0, 0].set(ylabel="K", yticks=range(len(calls)), yticklabels=[f"{n:g}" for n in calls.index])
+    figure.suptitle(
+        f"{data['env'].iloc[0]}, horizon {data['horizon'].iloc[0]}: staggered sampler after nine steps", fontsize=11
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    plot(args.file, args.out)
+
+
+if __name__ == "__main__":
+    main()
