@@ -11,12 +11,14 @@ import torch as th
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.diffusion.staggered import staggered_levels
 from sb3_polygrad.evaluation import make_dataset, sampler_study, spread_study
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.linear_gaussian import LinearGaussianSystem
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
 from sb3_polygrad.evaluation.sampler_study import errors_by_step, future_influence
-from sb3_polygrad.plots import sampler_errors, sampler_grid, spread, staggered_levels
+from sb3_polygrad.plots import sampler_errors, sampler_grid, spread
+from sb3_polygrad.plots import staggered_levels as levels_plot
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 from sb3_polygrad.world_models.factory import build_diffusion
 
@@ -38,6 +40,13 @@ def small_model(**settings: object) -> DiffusionWorldModel:
 def squashed(observations: th.Tensor) -> TransformedDistribution:
     mean = observations.sum(dim=-1, keepdim=True)
     return TransformedDistribution(Normal(mean, th.full_like(mean, 0.5)), [TanhTransform()])
+
+
+@pytest.mark.parametrize(("lag", "calls"), [(1.1, 11), (0.7, 7), (0.3, 3), (0.55, 6)])
+def test_no_call_is_lost_to_rounding(lag: float, calls: int) -> None:
+    levels = staggered_levels(horizon=11, n_levels=4, lag=lag)  # 1.1 * 10 and 0.7 * 10 are a little too much in float64
+    assert len(levels) - 1 == 4 + calls
+    assert (levels[-1] == 0.0).all() and (levels[-2, -1] > 0.01)
 
 
 @pytest.mark.parametrize(("n_levels", "lag"), [(2, 1.0), (3, 0.5), (2, 0.0), (2, 2.5)])
@@ -168,5 +177,5 @@ def test_spread_study_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with (tmp_path / "spread.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"] * 2
     spread.plot(tmp_path / "spread.csv", tmp_path / "spread.png")
-    staggered_levels.plot(4, 2, [0.0, 1.0], tmp_path / "levels.png")
+    levels_plot.plot(4, 2, [0.0, 1.0], tmp_path / "levels.png")
     assert all((tmp_path / name).stat().st_size > 1_000 for name in ("spread.png", "levels.png"))

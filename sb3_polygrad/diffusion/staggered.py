@@ -22,10 +22,12 @@ def staggered_levels(horizon: int, n_levels: int, lag: float) -> th.Tensor:
     :param lag: L, iterations by which each state is behind its predecessor
     :return: ``(iterations + 1, horizon + 1)``, iterations = K + ceil(L (horizon - 1))
     """
-    iterations = n_levels + math.ceil(lag * (horizon - 1))
+    # Rounded, since 1.1 * 10 is a little more than 11, which would cost a call in which everything is clean already.
+    iterations = n_levels + math.ceil(round(lag * (horizon - 1), 9))
     m = th.arange(iterations + 1, dtype=th.float64)[:, None]
     t = th.arange(horizon, dtype=th.float64)
     levels = ((n_levels - m + lag * t) / n_levels).clamp(0.0, 1.0)
+    levels[levels < 1e-9] = 0.0
     return nn.functional.pad(levels, (1, 0))
 
 
