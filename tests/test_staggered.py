@@ -117,6 +117,12 @@ def test_corrupted_windows_have_a_ramp_of_noise(flat_share: float) -> None:
     assert noise.std().item() == pytest.approx(1.0, abs=4 / math.sqrt(noise.numel()))
 
 
+def test_flat_ramps_are_favoured() -> None:
+    # The slope is the square of a uniform number: half of the ramps rise by less than 0.25 per step, some more by the cut.
+    level = StaggeredSampler(6, flat_share=0.0).corrupt(th.zeros(5_000, 7, 1), th.zeros(5_000, 6, 1)).level
+    assert 0.5 < (level.diff(dim=1).amax(dim=1) < 0.25).float().mean() < 0.65
+
+
 # ---------------------------------------------------------------------- sampling
 
 
