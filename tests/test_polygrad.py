@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMoni
 
 from sb3_polygrad import PolyGRAD, Trajectory
 from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
+from sb3_polygrad.policy.vec_normalize import VecNormalizeView
 from tests.toys import PointEnv, SpacesEnv, equal_trees, tiny_model
 
 OBSERVATIONS = np.linspace(-2.0, 2.0, 9, dtype=np.float32)[:, None]
@@ -387,9 +388,9 @@ def test_replay_buffer_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_loaded_buffer_does_not_go_on_in_another_environment(tmp_path: Path) -> None:
     tiny_model(PointEnv(length=1_000)).learn(64).save_replay_buffer(tmp_path / "buffer")
-    model = tiny_model(PointEnv(length=1_000))
+    model = tiny_model(PointEnv(length=1_000)).learn(8)  # in the middle of an episode of its own
     model.load_replay_buffer(tmp_path / "buffer")
-    model.learn(8)
+    model.learn(8, reset_num_timesteps=False)
     assert model.replay_buffer.n_windows == 61 + 5, "none across the seam"
 
 
@@ -449,6 +450,14 @@ def test_vec_normalize(tmp_path: Path) -> None:
     loaded = PolyGRAD.load(tmp_path / "model", env=loaded_env, device="cpu")
     assert loaded.get_vec_normalize_env() is loaded_env
     loaded.learn(80)
+
+
+def test_imagined_data_is_normalised_as_real_data_is() -> None:
+    env = VecNormalize(make_vec_env(PointEnv, 1), clip_obs=2.0, clip_reward=1.5)
+    env.obs_rms.mean, env.obs_rms.var, env.ret_rms.var = np.array([3.0]), np.array([4.0]), np.array(9.0)  # type: ignore[union-attr]
+    view, values = VecNormalizeView(env, th.device("cpu")), th.linspace(-20.0, 20.0, 41)[:, None]
+    assert np.allclose(view.observations(values).numpy(), env.normalize_obs(values.numpy()), atol=1e-5)
+    assert np.allclose(view.rewards(values).numpy(), env.normalize_reward(values.numpy()), atol=1e-5)
 
 
 def test_vec_normalize_of_rewards_alone() -> None:

@@ -221,6 +221,16 @@ def test_the_average_that_imagines_is_an_ema(ema_every: int) -> None:
     assert th.allclose(model.average.module.head.weight, expected, atol=1e-6)  # type: ignore[union-attr, arg-type]
 
 
+def test_imagines_with_the_average() -> None:
+    model, start, imagined = fitted(), real_windows(4).observations[:, 0], []
+    for _ in range(2):
+        th.manual_seed(1)
+        imagined.append(model.imagine(start, policy).observations)
+        for parameter in model.denoiser.parameters():  # type: ignore[union-attr, operator]
+            parameter.detach().zero_()
+    assert th.equal(imagined[0], imagined[1])
+
+
 def test_fit_leaves_the_average_out_of_the_gradient() -> None:
     model = fitted()
     assert isinstance(model, DiffusionWorldModel)
