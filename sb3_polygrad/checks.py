@@ -68,6 +68,8 @@ def check_arguments(model: PolyGRAD) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {getattr(model, name)}")
     for name in ("clip_range", "critic_learning_rate", "max_grad_norm", "target_update", "target_kl"):
         value = getattr(model, name)
+        if callable(value):  # a schedule, at its start
+            value = value(1.0)
         if value is not None and not value > 0.0:
             raise ValueError(f"{name} must be positive, got {value}")
     choose("policy_update", model.policy_update, ("a2c", "ppo"))

@@ -16,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Normal
 
@@ -52,7 +52,7 @@ class PolyGRAD(OnPolicyAlgorithm):
     :param gradient_steps: gradient steps of the world model per update; -1 for as many as real steps were made
     :param gamma: discount factor
     :param gae_lambda: λ of GAE
-    :param clip_range: PPO's bound on the probability ratio (``policy_update="ppo"``)
+    :param clip_range: PPO's bound on the probability ratio (``policy_update="ppo"``), a number or a schedule
     :param n_epochs: PPO's passes over an imagined batch
     :param n_minibatches: PPO's gradient steps per pass
     :param target_kl: PPO stops its passes at 1.5 times this KL divergence; None for no limit
@@ -95,7 +95,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         gradient_steps: int = -1,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        clip_range: float = 0.1,
+        clip_range: float | Schedule = 0.1,
         n_epochs: int = 4,
         n_minibatches: int = 2,
         target_kl: float | None = None,
@@ -203,11 +203,7 @@ class PolyGRAD(OnPolicyAlgorithm):
             gae_lambda=self.gae_lambda,
             n_envs=self.n_imagined,
         )
-        updates: dict[str, Callable[[], PolicyUpdate]] = {
-            "a2c": lambda: A2CUpdate(self.target_update),
-            "ppo": lambda: PPOUpdate(self.clip_range, self.n_epochs, self.n_minibatches, self.target_kl),
-        }
-        self._policy_update = updates[self.policy_update]()
+        self.clip_range = FloatSchedule(self.clip_range)
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         """No recommendation: unlike A2C and PPO, this algorithm has work for a GPU."""
@@ -371,7 +367,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         policy = self.policy
         learner = Learner(policy.evaluate_actions, policy.actor_parameters(), policy.critic_parameters(), policy.optimizer)
         settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
-        metrics = self._policy_update(learner, self.rollout_buffer.get, settings)
+        metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
         policy.update_critic_target()
 
         standardized = standardized_actions(trajectory, normal.mean, normal.stddev)
@@ -391,6 +387,14 @@ class PolyGRAD(OnPolicyAlgorithm):
                 "value_mean": values.mean(),
             },
         )
+
+    def _present_update(self) -> PolicyUpdate:
+        """The policy update that was asked for, its schedule at the present progress."""
+        if self.policy_update == "a2c":
+            return A2CUpdate(self.target_update)
+        assert callable(self.clip_range)
+        clip_range = self.clip_range(self._current_progress_remaining)
+        return PPOUpdate(clip_range, self.n_epochs, self.n_minibatches, self.target_kl)
 
     def _update_learning_rates(self) -> None:
         """The actor's follows the schedule, the critic's is its own."""
@@ -429,7 +433,7 @@ class PolyGRAD(OnPolicyAlgorithm):
     # ------------------------------------------------------------------ saving
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "world_model", "_policy_update", "_pace", "_last_original_obs"]
+        return [*super()._excluded_save_params(), "world_model", "_pace", "_last_original_obs"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "world_model", "world_model.optimizer"], []

@@ -244,11 +244,12 @@ def test_the_zoo_refuses_misspelt_settings(manager):
 
 def test_schedules_of_the_zoo_are_accepted(manager):
     """It makes schedule objects of numbers and of such strings."""
-    settings = {"learning_rate": "lin_0.001", "learning_starts": 40, "n_imagined": 8}
+    settings = {"learning_rate": "lin_0.001", "clip_range": "lin_0.2", "learning_starts": 40, "n_imagined": 8}
     experiment = manager(hyperparams=settings)
     model, _ = experiment.setup_experiment()
     experiment.learn(model)
     assert model.num_timesteps >= 100 and model._n_updates > 0
+    assert model._present_update().clip_range < 0.05  # it has followed its schedule towards 0
 
 
 def test_every_environment_of_our_files_exists():

@@ -30,6 +30,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.hyperparams_loader import load_hyperparams
 from sb3_polygrad.polygrad import PolyGRAD
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"polygrad": PolyGRAD, "ppo": PPO, "a2c": A2C, "sac": SAC}
@@ -98,13 +99,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--every", type=int, default=1_000, help="real steps between evaluations")
     parser.add_argument("--episodes", type=int, default=5, help="episodes per evaluation")
-    parser.add_argument("--kwargs", type=json.loads, default={}, help="constructor arguments as json")
+    parser.add_argument("--hyperparams", help="take the environment's settings from this file of hyperparams/, e.g. polygrad")
+    parser.add_argument("--kwargs", type=json.loads, default={}, help="further constructor arguments as json")
     parser.add_argument("--label", help="name of the curve, if not that of the algorithm")
     parser.add_argument("--threads", type=int, default=1, help="torch threads per seed")
     parser.add_argument("--jobs", type=int, default=1, help="seeds that run at the same time")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
     args = parser.parse_args()
+    if args.hyperparams is not None:
+        args.kwargs = load_hyperparams(args.hyperparams, args.env) | args.kwargs
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
