@@ -61,8 +61,8 @@ def check_arguments(model: PolyGRAD) -> None:
     for name in ("n_steps", "batch_size", "n_epochs", "n_minibatches", "n_imagined"):
         if getattr(model, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(model, name)}")
-    if model.gradient_steps < -1:
-        raise ValueError(f"gradient_steps must be -1 (as many as real steps), 0 or more, got {model.gradient_steps}")
+    if model.gradient_steps < 1 and model.gradient_steps != -1:
+        raise ValueError(f"gradient_steps must be -1 (as many as real steps) or at least 1, got {model.gradient_steps}")
     for name in ("gamma", "gae_lambda"):
         if not 0.0 <= getattr(model, name) <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {getattr(model, name)}")

@@ -27,7 +27,7 @@ from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
 from sb3_polygrad.policy.imagined_rollout_buffer import ImaginedRolloutBuffer
 from sb3_polygrad.policy.policies import PolyGRADPolicy
-from sb3_polygrad.policy.real_steps import simulator_states, true_successors
+from sb3_polygrad.policy.real_steps import has_simulator_states, simulator_states, true_successors
 from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PolicyUpdate, PPOUpdate
 from sb3_polygrad.policy.vec_normalize import VecNormalizeView
 from sb3_polygrad.world_models.base import WorldModel
@@ -251,10 +251,11 @@ class PolyGRAD(OnPolicyAlgorithm):
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
+        readable = has_simulator_states(env)
         for _ in range(n_rollout_steps):
             actions = self._act()
             clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
-            states = simulator_states(env)
+            states = simulator_states(env) if readable else None
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
             # Stored before the callback may stop the run or save the buffer: no real step is lost.
@@ -300,7 +301,7 @@ class PolyGRAD(OnPolicyAlgorithm):
     def train(self) -> None:
         """World model, imagination, policy, δ (Algorithm 3, lines 6 to 9)."""
         n_steps = self.n_steps * self.n_envs
-        self._gradient_steps_owed += n_steps if self.gradient_steps < 0 else self.gradient_steps
+        self._gradient_steps_owed += self._gradient_steps_per_update
         if self._in_prefill:
             return
         self._fit_world_model()
@@ -310,6 +311,11 @@ class PolyGRAD(OnPolicyAlgorithm):
         self._n_updates += 1
         self._pace.update((self._total_timesteps - self.num_timesteps) / n_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    @property
+    def _gradient_steps_per_update(self) -> int:
+        """Gradient steps of the world model that belong to one policy update."""
+        return self.n_steps * self.n_envs if self.gradient_steps < 0 else self.gradient_steps
 
     def _fit_world_model(self) -> None:
         """Algorithm 3, line 6. The first call makes up for the gradient steps of the random prefill."""
@@ -331,9 +337,12 @@ class PolyGRAD(OnPolicyAlgorithm):
             ``replay_buffer`` if not given
         :return: the trajectories, in the environment's units, on the device
         :raises RuntimeError: if the world model was not fitted yet
+        :raises ValueError: if ``start`` has another length
         """
         if start is None:
             start = self.replay_buffer.sample_observations(n_trajectories)
+        elif len(start) != n_trajectories:
+            raise ValueError(f"start has {len(start)} observations, but n_trajectories={n_trajectories}: they must agree")
         self.policy.set_training_mode(False)
         self.world_model.eval()
         view = VecNormalizeView(self._vec_normalize_env, self.device)
@@ -486,5 +495,7 @@ class PolyGRAD(OnPolicyAlgorithm):
                 )
         buffer.interrupt()
         self.replay_buffer = buffer.to(self.device)
-        if self._n_updates == 0:  # a fresh world model has seen none of it
+        if self._n_updates == 0:  # a fresh world model has seen none of it; it begins as after a random prefill
             self._n_unobserved = len(buffer) // buffer.n_envs
+            n_updates = min(len(buffer), self.learning_starts) // (self.n_steps * self.n_envs)
+            self._gradient_steps_owed = n_updates * self._gradient_steps_per_update

@@ -82,6 +82,7 @@ def test_unbounded_actions_are_refused_with_a_way_out() -> None:
         ("n_minibatches", 0, "n_minibatches must be at least 1"),
         ("n_imagined", 0, "n_imagined must be at least 1"),
         ("gradient_steps", -2, "gradient_steps must be -1"),
+        ("gradient_steps", 0, "gradient_steps must be -1"),
         ("gamma", 1.5, r"gamma must lie in \[0, 1\]"),
         ("gae_lambda", -0.1, r"gae_lambda must lie in \[0, 1\]"),
         ("clip_range", 0.0, "clip_range must be positive"),

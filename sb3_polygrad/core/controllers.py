@@ -57,7 +57,8 @@ class DeltaController(nn.Module):
         """
         bound = policy_variance.amin().log().to(self.log_delta.dtype)
         proposal = self.log_delta + self.learning_rate * (action_std - 1.0)
-        self.bound_active.copy_((proposal >= bound).float())
-        # A non-finite measure (a diverged imagination) leaves δ where it was.
-        self.log_delta.copy_(th.where(th.isfinite(proposal), th.minimum(proposal, bound), self.log_delta))
+        # A measure that is not finite (a diverged imagination) leaves everything as it was.
+        usable = th.isfinite(proposal) & th.isfinite(bound)
+        self.bound_active.copy_(th.where(usable, (proposal >= bound).float(), self.bound_active))
+        self.log_delta.copy_(th.where(usable, th.minimum(proposal, bound), self.log_delta))
         return self.log_delta.exp()

@@ -147,8 +147,7 @@ class TrajectoryBuffer:
 
     def _allow_starts(self, env_index: int, terminated: bool) -> None:
         """After a step of one environment: the starts whose window is now complete."""
-        # Never further back than the ring reaches.
-        n_steps = min(int(self._episode_steps[env_index]), self.capacity)
+        n_steps = int(self._episode_steps[env_index])
         # Ages (steps back from the newest) whose windows are complete: horizon - 1, and all younger ones at a terminal.
         oldest = min(n_steps, self.horizon) - 1
         youngest = 0 if terminated else self.horizon - 1

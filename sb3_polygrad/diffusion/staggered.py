@@ -96,8 +96,7 @@ class StaggeredSampler(nn.Module):
             states = self.clean_weight[m] * clean + self.noisy_weight[m] * states
             if begin < self.horizon:
                 # An action is drawn anew while its state still changes.
-                estimate = th.where(self.levels[m + 1, begin:-1, None] > 0.0, clean[:, begin:-1], states[:, begin:-1])
-                redrawn = draw(task.policy(estimate), task.noise[:, begin:])
+                redrawn = draw(task.policy(clean[:, begin:-1]), task.noise[:, begin:])
                 actions = th.cat([actions[:, :begin], redrawn], dim=1)
         return Sample(states, actions)
 

@@ -168,7 +168,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         return self.critic_target(observations.float()).squeeze(-1)
 
     def update_critic_target(self) -> None:
-        """Move the target critic towards the critic by ``critic_tau``."""
+        """Move the target critic towards the critic by ``critic_tau``; the first time it becomes a copy."""
         self.critic_target.update_parameters(self._critic())
 
 

@@ -28,11 +28,16 @@ def true_successors(
     return successors
 
 
-def simulator_states(env: VecEnv) -> np.ndarray | None:
+def has_simulator_states(env: VecEnv) -> bool:
+    """Whether the environments are MuJoCo's, whose states can be read. (Asks every environment: not on every step.)"""
+    return env.has_attr("state_vector")
+
+
+def simulator_states(env: VecEnv) -> np.ndarray:
     """
     Positions and velocities of MuJoCo environments, so that imagined trajectories can be checked by replaying them.
 
     :param env: the environments
-    :return: ``(n_envs, state_dim)``, or None where there is no such thing
+    :return: ``(n_envs, state_dim)``
     """
-    return np.stack(env.env_method("state_vector")) if env.has_attr("state_vector") else None
+    return np.stack(env.env_method("state_vector"))

@@ -86,7 +86,8 @@ def scale_step(
     :param tolerance: accepted deviation as a share of the target
     :param max_trials: measurements of the size at most
     :param max_scale: the scale never exceeds this
-    :return: the scale (0 if the step was undone because its size was not finite), and the size last measured
+    :return: the scale (0 if the step was undone because its size was not finite), and the size last measured: with one
+        trial that of the step before it was scaled
     """
     steps = [parameter.detach() - start for parameter, start in zip(parameters, origin, strict=True)]
     scale, size = 1.0, 0.0
