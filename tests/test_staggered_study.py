@@ -162,7 +162,11 @@ def test_study_from_dataset_to_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with (tmp_path / "results" / "study_steps.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"] * 3
     sampler_errors.plot([tmp_path / "results" / "study_steps.csv"], tmp_path / "errors.png")
-    sampler_grid.plot(tmp_path / "results" / "study.csv", tmp_path / "grid.png")
+    (tmp_path / "grid.csv").write_text(
+        "env,horizon,sampler,K,L,sigma,calls,mse9_median\n"
+        "A,4,staggered,1,0,0.5,1,0.3\nA,4,staggered,1,1,0.5,4,0.2\nA,4,staggered,2,0,0.5,2,0.1\n"
+    )
+    sampler_grid.plot(tmp_path / "grid.csv", tmp_path / "grid.png")  # one cell was not measured
     assert all((tmp_path / name).stat().st_size > 1_000 for name in ("errors.png", "grid.png"))
     facts = json.loads((tmp_path / "results" / "study.json").read_text())
     assert facts["dataset"]["transitions"] == 800 and facts["training"]["staggered"]["gradient_steps"] == 5

@@ -46,7 +46,7 @@ def plot(file: Path, out: Path) -> None:
         table = data[data["sigma"] == sigma].pivot_table(index="K", columns="L", values="mse9_median")
         draw_table(axis, table, norm, "YlOrRd", f"median error, σ = {sigma:g}")
     calls = data.pivot_table(index="K", columns="L", values="calls")
-    draw_table(axes[0, -1], calls, LogNorm(calls.to_numpy().min() / 2, calls.to_numpy().max() * 2), "Blues", "network calls")
+    draw_table(axes[0, -1], calls, LogNorm(data["calls"].min() / 2, data["calls"].max() * 2), "Blues", "network calls")
     axes[0, 0].set(ylabel="K", yticks=range(len(calls)), yticklabels=[f"{n:g}" for n in calls.index])
     figure.suptitle(
         f"{data['env'].iloc[0]}, horizon {data['horizon'].iloc[0]}: staggered sampler after nine steps", fontsize=11
