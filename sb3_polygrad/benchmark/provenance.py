@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("sb3_polygrad", "stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
+OURS = (Path(__file__).parents[1] / "version.txt").read_text().strip()
+PACKAGES = ("stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
 
 
 def _version(package: str) -> str | None:
@@ -31,7 +32,7 @@ def provenance(module: str, **details: Any) -> dict[str, Any]:
         "command": " ".join(["python -m", module, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {"sb3_polygrad": OURS, **{package: _version(package) for package in PACKAGES}},
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         **details,
