@@ -305,7 +305,6 @@ class PolyGRAD(OnPolicyAlgorithm):
         if self._in_prefill:
             return
         self._fit_world_model()
-        self.policy.set_training_mode(True)
         self._update_learning_rates()
         self._learn_from(self.imagine(self.n_imagined))
         self._n_updates += 1
@@ -374,6 +373,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         self.rollout_buffer.fill(trajectory._replace(rewards=rewards), policy_observations, values, log_probs)
 
         policy = self.policy
+        policy.set_training_mode(True)
         learner = Learner(policy.evaluate_actions, policy.actor_parameters(), policy.critic_parameters(), policy.optimizer)
         settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
         metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
