@@ -4,12 +4,13 @@ Train on one environment, watch it learn, keep everything.
     python examples/train.py --env Hopper-v5 --steps 10000
     python examples/train.py --env Hopper-v5 --steps 10000 --resume runs/Hopper-v5_1
 
-Each run gets a folder of its own under ``runs/``: learning curve (csv and png), model, real steps. Ctrl-C stops early and
-keeps what was learnt.
+Settings are those of ``hyperparams/polygrad.yml``. Each run gets a folder of its own under ``runs/``: learning curve (csv and
+png), model, the best model met on the way, real steps. Ctrl-C stops early and keeps what was learnt.
 """
 
 import argparse
 import csv
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from stable_baselines3.common.utils import get_latest_run_id
 
-from sb3_polygrad import PolyGRAD
+from sb3_polygrad import PolyGRAD, load_hyperparams
 from sb3_polygrad.benchmark.learning_curves import COLUMNS, StopwatchCallback, evaluation_callback
 from sb3_polygrad.plots.learning_curves import plot
 
@@ -33,7 +34,8 @@ def main() -> None:
     args = parser.parse_args()
 
     if args.resume is None:
-        model = PolyGRAD("MlpPolicy", args.env, seed=args.seed, verbose=1, device=args.device)
+        settings = load_hyperparams("polygrad", args.env)
+        model = PolyGRAD("MlpPolicy", args.env, seed=args.seed, verbose=1, device=args.device, **settings)
     else:
         model = PolyGRAD.load(args.resume / "model", env=args.env, device=args.device)
         model.load_replay_buffer(args.resume / "replay_buffer")
@@ -44,7 +46,13 @@ def main() -> None:
     stopwatch = StopwatchCallback()
     with tempfile.TemporaryDirectory() as log_path:
         evaluation = evaluation_callback(
-            args.env, args.seed, max(args.steps // 10, 1), 5, log_path=log_path, callback_after_eval=stopwatch
+            args.env,
+            args.seed,
+            max(args.steps // 10, 1),
+            5,
+            log_path=log_path,
+            callback_after_eval=stopwatch,
+            best_model_save_path=str(folder),
         )
         evaluation.verbose = 1
         start = time.perf_counter()
@@ -52,10 +60,11 @@ def main() -> None:
             model.learn(args.steps, callback=evaluation, progress_bar=True, reset_num_timesteps=args.resume is None)
         except KeyboardInterrupt:
             print("\nstopped early; keeping what was learnt")
+        finally:  # whatever ended the run: what was learnt and seen is kept
+            model.save(folder / "model")
+            model.save_replay_buffer(folder / "replay_buffer")
         seconds = time.perf_counter() - start
 
-    model.save(folder / "model")
-    model.save_replay_buffer(folder / "replay_buffer")
     print(f"\n{model.num_timesteps - begin} real steps of {args.env} in {seconds / 60:.1f} minutes.")
     if evaluation.evaluations_results:
         with (folder / "learning_curve.csv").open("w", newline="") as file:
@@ -64,14 +73,14 @@ def main() -> None:
             for step, returns, at in zip(
                 evaluation.evaluations_timesteps, evaluation.evaluations_results, stopwatch.seconds, strict=True
             ):
-                writer.writerow(["polygrad", args.env, args.seed, step, np.mean(returns), np.std(returns), round(at, 1)])
+                writer.writerow(["polygrad", args.env, model.seed, step, np.mean(returns), np.std(returns), round(at, 1)])
         plot([folder / "learning_curve.csv"], folder / "learning_curve.png")
         means = [float(np.mean(returns)) for returns in evaluation.evaluations_results]
         print(
             f"Mean deterministic return of 5 episodes: {means[0]:.0f} at first, {means[-1]:.0f} now, {max(means):.0f} at best."
         )
     print(f"Saved in {folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    print(f"Go on:  python examples/train.py --env {args.env} --steps {args.steps} --resume {folder}")
+    print(f"Go on:  {sys.executable} examples/train.py --env {args.env} --steps {args.steps} --resume {folder}")
 
 
 if __name__ == "__main__":

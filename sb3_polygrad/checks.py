@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_polygrad.world_models.factory import choose
+
+INTEGERS = (
+    *("n_steps", "batch_size", "gradient_steps", "n_epochs", "n_minibatches"),
+    *("buffer_size", "learning_starts", "horizon", "n_imagined"),
+)
+NUMBERS = ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "critic_learning_rate")
 
 if TYPE_CHECKING:
     from sb3_polygrad.polygrad import PolyGRAD
@@ -15,11 +22,12 @@ if TYPE_CHECKING:
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
-    Refuse observations and actions that PolyGRAD has no use for, naming a way out. (Actions other than Box: SB3 does that.)
+    Refuse observations and actions that PolyGRAD has no use for, naming a way out.
 
     :param observation_space: of the environment
     :param action_space: of the environment
-    :raises ValueError: if they are not supported
+    :raises AssertionError: for actions that are not a Box (as SB3 does)
+    :raises ValueError: for everything else that is not supported
     """
     if isinstance(observation_space, spaces.Dict):
         raise ValueError(
@@ -28,16 +36,35 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         )
     if not isinstance(observation_space, spaces.Box):
         raise ValueError(f"PolyGRAD needs Box observations, got {observation_space}: use PPO or DQN for such an environment")
+    if observation_space.shape == ():
+        raise ValueError("PolyGRAD needs observations that are vectors, got a Box without dimensions: give it the shape (1,)")
     if is_image_space(observation_space) or len(observation_space.shape) == 3:
         raise ValueError(
             f"PolyGRAD needs observations that are vectors, got images {observation_space.shape}: use PPO with CnnPolicy, "
             "or wrap the environment so that it returns features"
         )
-    if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
+    assert isinstance(action_space, spaces.Box), (
+        f"PolyGRAD only supports {spaces.Box} as action spaces, got {action_space}: use PPO or DQN for such an environment"
+    )
+    with np.errstate(over="ignore"):
+        width = action_space.high.astype(np.float32) - action_space.low.astype(np.float32)
+    if (width <= 0.0).any():
+        raise ValueError(f"PolyGRAD needs an action box with high > low in every dimension, got {action_space}")
+    if not (action_space.is_bounded() and np.isfinite(width).all()):
         raise ValueError(
             f"PolyGRAD needs a bounded action space (the policy's mean and std are scaled to it), got {action_space}: give it "
             "finite bounds, for instance by gymnasium.wrappers.TransformAction(env, lambda action: action, Box(-1, 1, shape))"
         )
+
+
+def _check_types(model: PolyGRAD) -> None:
+    """Whole numbers and numbers, said by name."""
+    for name in INTEGERS:
+        if isinstance(getattr(model, name), bool) or not isinstance(getattr(model, name), (int, np.integer)):
+            raise TypeError(f"{name} must be an integer, got {getattr(model, name)!r}")
+    for name in NUMBERS:
+        if not isinstance(getattr(model, name), (int, float, np.number)):
+            raise TypeError(f"{name} must be a number, got {getattr(model, name)!r}")
 
 
 def check_arguments(model: PolyGRAD) -> None:
@@ -45,8 +72,14 @@ def check_arguments(model: PolyGRAD) -> None:
     Refuse settings that cannot work, naming the argument and the fix.
 
     :param model: with all arguments set, nothing built yet
+    :raises TypeError: for what is not a number but should be one
     :raises ValueError: at the first argument that cannot work
     """
+    _check_types(model)
+    if model.policy_kwargs.get("use_sde"):
+        raise ValueError(
+            "policy_kwargs: use_sde=True is not supported: imagination needs a std that does not depend on the state"
+        )
     if model.horizon < 2:
         raise ValueError(f"horizon must be at least 2 steps, got {model.horizon}: the paper uses 10")
     if model.learning_starts < model.horizon * model.n_envs:

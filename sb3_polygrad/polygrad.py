@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import pathlib
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.distributions import Normal
 
 from sb3_polygrad.checks import check_arguments, check_spaces
@@ -31,7 +32,7 @@ from sb3_polygrad.policy.real_steps import has_simulator_states, simulator_state
 from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PolicyUpdate, PPOUpdate
 from sb3_polygrad.policy.vec_normalize import VecNormalizeView
 from sb3_polygrad.world_models.base import WorldModel
-from sb3_polygrad.world_models.factory import build_world_model
+from sb3_polygrad.world_models.factory import build_world_model, choose
 
 SelfPolyGRAD = TypeVar("SelfPolyGRAD", bound="PolyGRAD")
 
@@ -162,6 +163,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         # Real steps per environment that the world model's statistics have not seen, gradient steps that it has not taken.
         self._n_unobserved = 0
         self._gradient_steps_owed = 0
+        self._seen_normalized = False
         self._pace = PaceWarning()
         if self.env is not None:
             check_arguments(self)
@@ -179,6 +181,9 @@ class PolyGRAD(OnPolicyAlgorithm):
         """
         wrapped = OnPolicyAlgorithm._wrap_env(maybe_make_env(env, verbose), verbose, monitor_wrapper)  # type: ignore[arg-type]
         check_spaces(wrapped.observation_space, wrapped.action_space)
+        normalizer = unwrap_vec_normalize(wrapped)
+        if normalizer is not None and normalizer.observation_space.shape != wrapped.observation_space.shape:
+            raise ValueError("a wrapper around VecNormalize changes the observations: put VecNormalize outermost")
         return wrapped
 
     def _setup_model(self) -> None:
@@ -216,6 +221,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.interrupt()  # the environments are about to be reset
         self._pace = PaceWarning()
+        self._seen_normalized = self._vec_normalize_env is not None
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
     @property
@@ -284,15 +290,19 @@ class PolyGRAD(OnPolicyAlgorithm):
         else:
             new_original_obs, rewards = wrapper.get_original_obs(), wrapper.get_original_reward()  # type: ignore[assignment]
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones
-        self.replay_buffer.add(
-            self._last_original_obs.reshape(self.n_envs, -1),  # type: ignore[union-attr]
-            actions.reshape(self.n_envs, -1),
-            rewards,
-            true_successors(new_original_obs, dones, infos, wrapper).reshape(self.n_envs, -1),
-            dones & ~truncated,
-            truncated,
-            states,
-        )
+        try:
+            self.replay_buffer.add(
+                self._last_original_obs.reshape(self.n_envs, -1),  # type: ignore[union-attr]
+                actions.reshape(self.n_envs, -1),
+                rewards,
+                true_successors(new_original_obs, dones, infos, wrapper).reshape(self.n_envs, -1),
+                dones & ~truncated,
+                truncated,
+                states,
+            )
+        except ValueError:
+            self._last_obs = None  # the environments have moved on: whoever goes on after this error begins with a reset
+            raise
         self._n_unobserved += 1
         self._last_obs, self._last_original_obs, self._last_episode_starts = new_obs, new_original_obs, dones
 
@@ -335,9 +345,11 @@ class PolyGRAD(OnPolicyAlgorithm):
         :param start: ``(n_trajectories, obs_dim)`` start observations in the environment's units; drawn from
             ``replay_buffer`` if not given
         :return: the trajectories, in the environment's units, on the device
-        :raises RuntimeError: if the world model was not fitted yet
+        :raises RuntimeError: if the world model was not fitted yet, or the ``VecNormalize`` that the policy needs is missing
         :raises ValueError: if ``start`` has another length
         """
+        if self._seen_normalized and self._vec_normalize_env is None:
+            raise RuntimeError("the policy was trained under VecNormalize: load the model with its environment to imagine")
         if start is None:
             start = self.replay_buffer.sample_observations(n_trajectories)
         elif len(start) != n_trajectories:
@@ -363,6 +375,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         if not all(bool(th.isfinite(tensor).all()) for tensor in trajectory):
             self.logger.record_mean("imagination/skipped", 1.0)
             return
+        self.logger.record_mean("imagination/skipped", 0.0)
         view = VecNormalizeView(self._vec_normalize_env, self.device)
         observations, rewards = view.observations(trajectory.observations), view.rewards(trajectory.rewards)
         with th.no_grad():
@@ -461,11 +474,17 @@ class PolyGRAD(OnPolicyAlgorithm):
         """
         fixed = {"world_model": "world_model_name", "world_model_kwargs": "world_model_kwargs", "horizon": "horizon"}
         given = {name: kwargs.pop(name) for name in fixed if name in kwargs}
+        of_load = inspect.signature(super().load).parameters
+        overrides = [name for name in kwargs if name not in of_load]
+        for name in overrides:
+            choose("load", name, set(inspect.signature(cls.__init__).parameters) - {"self"})
         model = super().load(path, *args, **kwargs)
         for name, value in given.items():
             saved = getattr(model, fixed[name])
             if (value or {}) != (saved or {}):
                 raise ValueError(f"the saved model has {name}={saved!r}, which cannot be changed to {value!r}: leave it out")
+        if overrides:
+            check_arguments(model)
         return model
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_polygrad import PolyGRAD
 from tests.toys import TINY, BrokenEnv, PointEnv, SpacesEnv, tiny_model
@@ -162,3 +163,69 @@ def test_values_that_are_not_finite_are_found_under_vec_normalize(at: int) -> No
     env = VecNormalize(DummyVecEnv([lambda: BrokenEnv("observation", np.inf, at)]))
     with pytest.raises(ValueError, match="NaN or infinite"):
         tiny_model(env).learn(100)
+
+
+# ---------------------------------------------------------------------- spaces and wrappers that would fail later
+
+
+@pytest.mark.parametrize("actions", [spaces.Box(np.zeros(2), np.array([1.0, 0.0])), spaces.Box(-3e38, 3e38, (1,))])
+def test_action_boxes_without_a_usable_width_are_refused(actions: spaces.Box) -> None:
+    with pytest.raises(ValueError, match=r"high > low|bounded action space"):
+        tiny_model(SpacesEnv(VECTOR, actions))
+
+
+def test_observations_without_dimensions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(1,\)"):
+        tiny_model(SpacesEnv(spaces.Box(-1.0, 1.0, ()), ACTIONS))
+
+
+def test_vec_normalize_has_to_be_outermost() -> None:
+    with pytest.raises(ValueError, match="VecNormalize outermost"):
+        tiny_model(VecFrameStack(VecNormalize(DummyVecEnv([PointEnv])), 2))
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_steps", 2.5), ("horizon", "4"), ("gamma", None), ("batch_size", True)])
+def test_what_is_not_a_number_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=name):
+        tiny_model(PointEnv(), **{name: value})
+
+
+def test_settings_of_the_other_sampler_are_not_ignored_in_silence() -> None:
+    with pytest.warns(UserWarning, match="prediction belong to another sampler than 'staggered'"):
+        tiny_model(PointEnv(), world_model_kwargs={"n_diffusion_steps": 32, "prediction": "epsilon"})
+
+
+def test_overrides_of_load_are_checked(tmp_path: Path) -> None:
+    tiny_model(PointEnv()).save(tmp_path / "model")
+    for override, message in [({"n_imagned": 7}, "did you mean 'n_imagined'"), ({"policy_update": "A2C"}, "policy_update")]:
+        with pytest.raises(ValueError, match=message):
+            PolyGRAD.load(tmp_path / "model", env=PointEnv(), **override)
+
+
+def test_going_on_after_a_value_that_is_not_finite_begins_with_a_reset() -> None:
+    env = FaultyEnv(at=90)
+    model = tiny_model(env)
+    with pytest.raises(ValueError, match="NaN"):
+        model.learn(120)
+    model.learn(40, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    jumps = (buffer.next_observations[: len(buffer)] - buffer.observations[: len(buffer)]).flatten()
+    assert set(jumps.tolist()) == {1.0}, "every stored step is one step of the environment"
+
+
+class FaultyEnv(gym.Env):
+    """Counts its steps; the reward of one of them is NaN."""
+
+    observation_space = spaces.Box(0.0, 1e4, (1,))
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, at: int) -> None:
+        self.at, self.count = at, 0
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict]:
+        super().reset(seed=kwargs.get("seed"))
+        return np.array([self.count], dtype=np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.count += 1
+        return np.array([self.count], dtype=np.float32), np.nan if self.count == self.at else 0.0, False, False, {}

@@ -633,3 +633,15 @@ def test_mujoco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     observations = model.replay_buffer.observations[:200].numpy()
     assert np.allclose(observations[:, :5], states[:200, 1:6], atol=1e-5)
     assert np.allclose(observations[:, 5:], states[:200, 6:].clip(-10, 10), atol=1e-5)
+
+
+def test_policy_and_world_model_can_be_pickled() -> None:
+    model = tiny_model(PointEnv()).learn(80)
+    policy, world_model = pickle.loads(pickle.dumps((model.policy, model.world_model)))
+    observation = np.array([0.5], dtype=np.float32)
+    assert np.array_equal(
+        policy.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
+    assert all(
+        th.equal(a, b) for a, b in zip(world_model.state_dict().values(), model.world_model.state_dict().values(), strict=True)
+    )

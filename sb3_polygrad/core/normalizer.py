@@ -36,7 +36,7 @@ class RunningNormalizer(nn.Module):
         # What the hot paths use, derived from the moments: float32, refreshed by update() and after loading.
         self.register_buffer("_shift", th.zeros(size), persistent=False)
         self.register_buffer("_scale", th.ones(size), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
+        self.register_load_state_dict_post_hook(_refresh_after_loading)
 
     @property
     def std(self) -> th.Tensor:
@@ -86,3 +86,8 @@ class RunningNormalizer(nn.Module):
         """
         widening = margin * (self.high - self.low) + self._scale
         return self.normalize(self.low - widening), self.normalize(self.high + widening)
+
+
+def _refresh_after_loading(module: nn.Module, _incompatible: object) -> None:
+    assert isinstance(module, RunningNormalizer)
+    module._refresh()

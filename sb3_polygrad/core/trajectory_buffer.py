@@ -10,6 +10,11 @@ import torch as th
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
 
 
+def _zeros(*shape: int) -> th.Tensor:
+    """Zeros whose memory is taken only as it is written to (numpy's are; torch's would be written at once)."""
+    return th.from_numpy(np.zeros(shape, dtype=np.float32))
+
+
 class TrajectoryBuffer:
     """
     The last ``buffer_size`` real steps, in the order in which they happened, one ring per environment.
@@ -50,11 +55,11 @@ class TrajectoryBuffer:
         self.device = th.device(device)
 
         n_slots = self.capacity * n_envs  # slot = position * n_envs + environment
-        self.observations = th.zeros(n_slots, obs_dim, device=self.device)
-        self.next_observations = th.zeros(n_slots, obs_dim, device=self.device)
-        self.actions = th.zeros(n_slots, action_dim, device=self.device)
-        self.rewards = th.zeros(n_slots, device=self.device)
-        self.terminals = th.zeros(n_slots, device=self.device)
+        self.observations = _zeros(n_slots, obs_dim).to(self.device)
+        self.next_observations = _zeros(n_slots, obs_dim).to(self.device)
+        self.actions = _zeros(n_slots, action_dim).to(self.device)
+        self.rewards = _zeros(n_slots).to(self.device)
+        self.terminals = _zeros(n_slots).to(self.device)
         self.simulator_states: np.ndarray | None = None  # (n_slots, state_dim), float64, allocated by the first one given
 
         self.position = 0
@@ -254,7 +259,9 @@ class TrajectoryBuffer:
         n_slots = self.capacity * self.n_envs
 
         def padded(held: th.Tensor) -> th.Tensor:
-            return th.cat([held, th.zeros(n_slots - len(held), *held.shape[1:], dtype=held.dtype)])
+            ring = _zeros(n_slots, *held.shape[1:])
+            ring[: len(held)] = held
+            return ring
 
         for name in self._tensor_names:
             setattr(self, name, padded(state[name]))

@@ -11,7 +11,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
+
+from sb3_polygrad.core.averaging import ExponentialAverage
 
 
 def _with_layer_norm(net: nn.Sequential) -> nn.Sequential:
@@ -110,7 +112,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         with th.no_grad():
             # exp(log_std) + min_std is the initial standard deviation that was asked for.
             self.log_std.copy_((self.log_std.exp() - self.min_std).log())
-        self.critic_target = AveragedModel(self._critic(), multi_avg_fn=get_ema_multi_avg_fn(1.0 - self.critic_tau))
+        self.critic_target = AveragedModel(self._critic(), multi_avg_fn=ExponentialAverage(1.0 - self.critic_tau))
         # A float counter: everything in a state dict of this package is floating point.
         self.critic_target.n_averaged = self.critic_target.n_averaged.float()
         self.critic_target.requires_grad_(False)

@@ -30,7 +30,7 @@ def true_successors(
 
 def has_simulator_states(env: VecEnv) -> bool:
     """Whether the environments are MuJoCo's, whose states can be read. (Asks every environment: not on every step.)"""
-    return env.has_attr("state_vector")
+    return env.has_attr("state_vector") and env.has_attr("set_state")
 
 
 def simulator_states(env: VecEnv) -> np.ndarray:

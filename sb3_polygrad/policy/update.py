@@ -42,7 +42,7 @@ class LossSettings:
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
     :param max_grad_norm: bound on the gradient's norm, for actor and critic each
-    :param normalize_advantage: standardise advantages over the imagined batch
+    :param normalize_advantage: standardise advantages over each minibatch
     """
 
     ent_coef: float
@@ -159,7 +159,8 @@ class A2CUpdate:
     The size is the mean of ``|log π_new(a|s) - log π_old(a|s)|`` over the imagined batch (Appendix A).
 
     :param target_update: wanted size; None to take the optimiser's step as it is
-    :param max_trials: 1 scales the step once (first order), more search until within 20 % of the target
+    :param max_trials: 1 scales the step once (first order; ``update_size`` is then that of the step before scaling), more
+        search until within 20 % of the target
     """
 
     target_update: float | None = 0.02
@@ -195,7 +196,7 @@ class PPOUpdate:
     :param clip_range: bound on the change of the probability ratio
     :param n_epochs: passes over the batch
     :param n_minibatches: gradient steps per pass
-    :param target_kl: take no further step once the policy has moved more than 1.5 times this; None for no limit
+    :param target_kl: stop after the step before which the policy had moved more than 1.5 times this; None for no limit
     """
 
     clip_range: float = 0.1

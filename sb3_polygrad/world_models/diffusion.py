@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch as th
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from sb3_polygrad.core.averaging import ExponentialAverage
 from sb3_polygrad.core.normalizer import RunningNormalizer
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.diffusion.base import Sampler, Task
@@ -77,7 +78,7 @@ class DiffusionWorldModel(WorldModel):
         self.register_buffer("action_low", action_low.float(), persistent=False)
         self.register_buffer("action_high", action_high.float(), persistent=False)
         self.register_buffer("fitted", th.tensor(0.0))
-        self.average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(fit_settings.ema_decay))
+        self.average = AveragedModel(denoiser, multi_avg_fn=ExponentialAverage(fit_settings.ema_decay))
         # A float counter: everything in a state dict of this package is floating point.
         self.average.n_averaged = self.average.n_averaged.float()
         self.average.requires_grad_(False)

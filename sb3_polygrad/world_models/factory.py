@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -35,6 +36,15 @@ def choose(argument: str, name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise ValueError(f"{argument}: {name!r} is not known; {hint}known are {', '.join(map(repr, known))}")
+
+
+_SETTINGS_OF = {
+    "staggered": ("n_levels", "lag"),
+    "policy_guided": (
+        *("n_diffusion_steps", "noise_tau", "prediction", "guidance"),
+        *("delta", "delta_lr", "clip_std", "final_clip"),
+    ),
+}
 
 
 def build_diffusion(
@@ -88,6 +98,7 @@ def build_diffusion(
     :param ema_decay: of the average of the weights that imagines
     :param ema_every: gradient steps between updates of that average
     """
+    values = dict(locals())
     for argument, size in (("width", width), ("n_layers", n_layers), ("ema_every", ema_every)):
         if size < 1:
             raise ValueError(f"world_model_kwargs: {argument} must be at least 1, got {size}")
@@ -111,6 +122,11 @@ def build_diffusion(
         "staggered": lambda: StaggeredSampler(horizon, n_levels, lag),
     }
     choose("world_model_kwargs['sampler']", sampler, samplers)
+    defaults = inspect.signature(build_diffusion).parameters
+    settings = {name: values[name] for name in _SETTINGS_OF["policy_guided" if sampler == "staggered" else "staggered"]}
+    unused = [name for name, value in settings.items() if value != defaults[name].default]
+    if unused:
+        warnings.warn(f"world_model_kwargs: {', '.join(unused)} belong to another sampler than {sampler!r} and have no effect")
     n_level_inputs = horizon if sampler == "staggered" else 1
     return DiffusionWorldModel(
         obs_dim,
