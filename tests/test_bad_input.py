@@ -192,7 +192,7 @@ def test_what_is_not_a_number_is_refused_by_name(name: str, value: Any) -> None:
 
 def test_settings_of_the_other_sampler_are_not_ignored_in_silence() -> None:
     with pytest.warns(UserWarning, match="prediction belong to another sampler than 'staggered'"):
-        tiny_model(PointEnv(), world_model_kwargs={"n_diffusion_steps": 32, "prediction": "epsilon"})
+        tiny_model(PointEnv(), world_model_kwargs={"prediction": "epsilon"})
 
 
 def test_overrides_of_load_are_checked(tmp_path: Path) -> None:

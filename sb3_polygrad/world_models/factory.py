@@ -38,15 +38,6 @@ def choose(argument: str, name: str, known: Iterable[str]) -> str:
     raise ValueError(f"{argument}: {name!r} is not known; {hint}known are {', '.join(map(repr, known))}")
 
 
-_SETTINGS_OF = {
-    "staggered": ("n_levels", "lag"),
-    "policy_guided": (
-        *("n_diffusion_steps", "noise_tau", "prediction", "guidance"),
-        *("delta", "delta_lr", "clip_std", "final_clip"),
-    ),
-}
-
-
 def build_diffusion(
     obs_dim: int,
     action_low: th.Tensor,
@@ -98,7 +89,6 @@ def build_diffusion(
     :param ema_decay: of the average of the weights that imagines
     :param ema_every: gradient steps between updates of that average
     """
-    values = dict(locals())
     for argument, size in (("width", width), ("n_layers", n_layers), ("ema_every", ema_every)):
         if size < 1:
             raise ValueError(f"world_model_kwargs: {argument} must be at least 1, got {size}")
@@ -122,11 +112,6 @@ def build_diffusion(
         "staggered": lambda: StaggeredSampler(horizon, n_levels, lag),
     }
     choose("world_model_kwargs['sampler']", sampler, samplers)
-    defaults = inspect.signature(build_diffusion).parameters
-    settings = {name: values[name] for name in _SETTINGS_OF["policy_guided" if sampler == "staggered" else "staggered"]}
-    unused = [name for name, value in settings.items() if value != defaults[name].default]
-    if unused:
-        warnings.warn(f"world_model_kwargs: {', '.join(unused)} belong to another sampler than {sampler!r} and have no effect")
     n_level_inputs = horizon if sampler == "staggered" else 1
     return DiffusionWorldModel(
         obs_dim,
@@ -137,6 +122,25 @@ def build_diffusion(
         sampler=samplers[sampler](),
         fit_settings=FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every),
     )
+
+
+SETTINGS_OF = {
+    "staggered": {"n_levels", "lag"},
+    "policy_guided": {
+        *("n_diffusion_steps", "noise_tau", "prediction", "guidance"),
+        *("delta", "delta_lr", "clip_std", "final_clip"),
+    },
+}
+"""Settings of :func:`build_diffusion` that one sampler alone has a use for."""
+
+
+def _warn_of_unused(kwargs: Mapping[str, Any]) -> None:
+    """Say which of the given settings belong to a sampler that was not chosen."""
+    sampler = kwargs.get("sampler", inspect.signature(build_diffusion).parameters["sampler"].default)
+    foreign = set().union(*(names for name, names in SETTINGS_OF.items() if name != sampler))
+    unused = sorted(foreign & set(kwargs))
+    if unused:
+        warnings.warn(f"world_model_kwargs: {', '.join(unused)} belong to another sampler than {sampler!r} and have no effect")
 
 
 BUILDERS: dict[str, Callable[..., WorldModel]] = {"diffusion": build_diffusion}
@@ -162,4 +166,6 @@ def build_world_model(
         known = set(parameters) - {"obs_dim", "action_low", "action_high", "horizon"}
         for name in kwargs:
             choose("world_model_kwargs", name, known)
+    if builder is build_diffusion:
+        _warn_of_unused(kwargs)
     return builder(obs_dim, action_low, action_high, horizon, **kwargs)
