@@ -202,6 +202,18 @@ def test_overrides_of_load_are_checked(tmp_path: Path) -> None:
             PolyGRAD.load(tmp_path / "model", env=PointEnv(), **override)
 
 
+def test_custom_objects_of_load_are_not_judged(tmp_path: Path) -> None:
+    # As the zoo's enjoy loads a model that is only to act.
+    model = tiny_model(PointEnv())
+    model.save(tmp_path / "model")
+    nothing = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    loaded = PolyGRAD.load(tmp_path / "model", custom_objects=nothing, seed=1)
+    observation = np.array([0.5], dtype=np.float32)
+    assert np.array_equal(
+        loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
+
+
 def test_going_on_after_a_value_that_is_not_finite_begins_with_a_reset() -> None:
     env = FaultyEnv(at=90)
     model = tiny_model(env)
