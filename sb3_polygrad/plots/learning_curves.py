@@ -18,6 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from sb3_polygrad.plots.figure import save
+
 
 def plot(files: Sequence[Path], out: Path) -> None:
     """
@@ -40,9 +42,7 @@ def plot(files: Sequence[Path], out: Path) -> None:
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    save(figure, out)
 
 
 def main() -> None:

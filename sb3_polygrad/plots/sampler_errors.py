@@ -18,6 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from sb3_polygrad.plots.figure import save
+
 
 def name(row: pd.Series) -> str:
     """Short name of a sampler."""
@@ -57,9 +59,7 @@ def plot(files: Sequence[Path], out: Path) -> None:
         axis.set_xlabel("step")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    save(figure, out)
 
 
 def main() -> None:

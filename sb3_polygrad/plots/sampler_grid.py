@@ -20,6 +20,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
+from sb3_polygrad.plots.figure import save
+
 
 def draw_table(axis: Axes, table: pd.DataFrame, norm: LogNorm, cmap: str, title: str) -> None:
     """Coloured cells with their numbers."""
@@ -51,9 +53,7 @@ def plot(file: Path, out: Path) -> None:
     figure.suptitle(
         f"{data['env'].iloc[0]}, horizon {data['horizon'].iloc[0]}: staggered sampler after nine steps", fontsize=11
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    save(figure, out)
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from sb3_polygrad.plots.figure import save
+
 MEASURES = {
     "spread": ("std of samples / true std", 1.0),
     "coverage": ("true mass of the 90 % interval", 0.9),
@@ -44,9 +46,7 @@ def plot(file: Path, out: Path) -> None:
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    save(figure, out)
 
 
 def main() -> None:

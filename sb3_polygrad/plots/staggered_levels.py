@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import torch as th
 
 from sb3_polygrad.diffusion.staggered import staggered_levels
+from sb3_polygrad.plots.figure import save
 
 
 def describe(n_levels: int, lag: float) -> str:
@@ -53,9 +54,7 @@ def plot(horizon: int, n_levels: int, lags: Sequence[float], out: Path) -> None:
     axes[0, 0].set(ylabel="state", yticks=range(horizon + 1))
     figure.colorbar(image, ax=axes[0, -1], label="noise level u", pad=0.02)
     figure.suptitle(f"K = {n_levels} levels; orange: from here on the action in this state is final", fontsize=10)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    save(figure, out)
 
 
 def main() -> None:
