@@ -111,12 +111,17 @@ def main() -> None:
         args.kwargs = load_hyperparams(args.hyperparams, args.env) | args.kwargs
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        runs = list(pool.map(partial(run, args), args.seeds))
-    with args.out.with_suffix(".csv").open("w", newline="") as file:
+    runs = []
+    with (
+        ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool,
+        args.out.with_suffix(".csv").open("w", newline="") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(row for rows in runs for row in rows)
+        for rows in pool.map(partial(run, args), args.seeds):  # a seed that is done is kept, whatever happens to the next
+            writer.writerows(rows)
+            file.flush()
+            runs.append(rows)
     final = [rows[-1]["mean_reward"] for rows in runs]
     facts = provenance(
         "sb3_polygrad.benchmark.learning_curves",
