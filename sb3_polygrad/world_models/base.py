@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
@@ -13,6 +14,18 @@ from sb3_polygrad.core.trajectory import Trajectory
 
 PolicyFn = Callable[[th.Tensor], Distribution]
 """Observations ``(..., obs_dim)`` in the environment's units to the policy's distribution, ``(..., action_dim)``."""
+
+
+class Context(NamedTuple):
+    """
+    The real steps that led to the start of imagined trajectories, the latest last.
+
+    :param observations: ``(batch, n_steps, obs_dim)`` in which was acted; the start is the one after them
+    :param actions: ``(batch, n_steps, action_dim)`` as the environment received them
+    """
+
+    observations: th.Tensor
+    actions: th.Tensor
 
 
 class WorldModel(nn.Module, ABC):
@@ -55,12 +68,14 @@ class WorldModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def imagine(self, start: th.Tensor, policy: PolicyFn) -> Trajectory:
+    def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
         """
         Imagine one trajectory of ``horizon`` steps from each start under a policy. Without gradients.
 
         :param start: ``(batch, obs_dim)``
         :param policy: observations to the distribution of actions
+        :param context: what happened before, for models with a memory; the others leave it aside. A model must do without
+            (PolyGRAD gives none): it then begins as at the first step of a window
         :return: the trajectories; actions as drawn, before clipping to the box. If the network fails numerically, rewards
             and observations are NaN, which the caller has to look for
         :raises RuntimeError: if the model was never fitted

@@ -20,7 +20,8 @@ from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
 from sb3_polygrad.diffusion.schedules import cosine_schedule
 from sb3_polygrad.diffusion.staggered import StaggeredSampler
 from sb3_polygrad.world_models.base import WorldModel
-from sb3_polygrad.world_models.diffusion import DiffusionWorldModel, FitSettings
+from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
+from sb3_polygrad.world_models.standardized import FitSettings
 
 
 def choose(argument: str, name: str, known: Iterable[str]) -> str:
@@ -89,11 +90,9 @@ def build_diffusion(
     :param ema_decay: of the average of the weights that imagines
     :param ema_every: gradient steps between updates of that average
     """
-    for argument, size in (("width", width), ("n_layers", n_layers), ("ema_every", ema_every)):
+    for argument, size in (("width", width), ("n_layers", n_layers)):
         if size < 1:
             raise ValueError(f"world_model_kwargs: {argument} must be at least 1, got {size}")
-    if not 0.0 <= ema_decay < 1.0:
-        raise ValueError(f"world_model_kwargs: ema_decay must lie in [0, 1), got {ema_decay}")
     networks: dict[str, Callable[..., nn.Module]] = {"residual_mlp": ResidualMLP}
     network = networks[choose("world_model_kwargs['denoiser']", denoiser, networks)]
 

@@ -1,0 +1,164 @@
+"""What the world models of this package share: units, bounds, decoding, and how weights are learnt and averaged."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from sb3_polygrad.core.averaging import ExponentialAverage
+from sb3_polygrad.core.normalizer import RunningNormalizer
+from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
+from sb3_polygrad.world_models.base import WorldModel
+
+
+class FitSettings(NamedTuple):
+    """
+    :param learning_rate: of Adam (Tables 2 and 3)
+    :param max_grad_norm: bound on the gradient's norm
+    :param ema_decay: share that the average keeps at each update
+    :param ema_every: gradient steps between updates of the average
+    """
+
+    learning_rate: float = 3e-4
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.99
+    ema_every: int = 10
+
+
+DEFAULT_FIT_SETTINGS = FitSettings()
+
+
+class Bound:
+    """
+    Whatever a network says, imagined values stay near what was really seen; whether it ever said NaN is remembered.
+
+    :param low: ``(channels,)``
+    :param high: ``(channels,)``
+    """
+
+    def __init__(self, low: th.Tensor, high: th.Tensor) -> None:
+        self.low, self.high = low, high
+        self.faulty = th.zeros((), dtype=th.bool, device=low.device)
+
+    def __call__(self, estimate: th.Tensor) -> th.Tensor:
+        """Clamp an estimate ``(..., channels)``; NaN becomes 0."""
+        self.faulty = self.faulty | estimate.isnan().any()
+        return estimate.nan_to_num(nan=0.0).clamp(self.low, self.high)
+
+
+class StandardizedWorldModel(WorldModel, ABC):
+    """
+    A world model whose network works in standardised units: those of a sequence of ``horizon + 1`` states.
+
+    The channels of a state are (observation, reward, terminal); state ``t + 1`` carries the reward and the terminal flag of
+    the step that led to it, state 0 only the start observation. Actions are shown to the network as the environment would
+    receive them (clipped to its box), standardised. The network that imagines is an average of the one that learns.
+
+    :param obs_dim: length of an observation
+    :param action_low: ``(action_dim,)`` lower bounds of the action box
+    :param action_high: ``(action_dim,)`` upper bounds of the action box
+    :param horizon: steps per trajectory
+    :param fit_settings: optimiser and average
+    :param bound_margin: imagined values stay within what was really seen, widened by this share on each side
+    """
+
+    fitted: th.Tensor
+    action_low: th.Tensor
+    action_high: th.Tensor
+    average: AveragedModel
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_low: th.Tensor,
+        action_high: th.Tensor,
+        horizon: int,
+        fit_settings: FitSettings = DEFAULT_FIT_SETTINGS,
+        bound_margin: float = 0.5,
+    ) -> None:
+        super().__init__(obs_dim, len(action_low), horizon)
+        for argument in ("ema_every", "learning_rate", "max_grad_norm"):
+            if not getattr(fit_settings, argument) > 0:
+                raise ValueError(f"world_model_kwargs: {argument} must be positive, got {getattr(fit_settings, argument)}")
+        if not 0.0 <= fit_settings.ema_decay < 1.0:
+            raise ValueError(f"world_model_kwargs: ema_decay must lie in [0, 1), got {fit_settings.ema_decay}")
+        self.settings = fit_settings
+        self.bound_margin = bound_margin
+        self.state_normalizer = RunningNormalizer(obs_dim)
+        # Rewards and terminals; a rare ending is not blown up beyond 20 standard deviations.
+        self.outcome_normalizer = RunningNormalizer(2, min_std=0.05)
+        self.action_normalizer = RunningNormalizer(self.action_dim)
+        self.register_buffer("action_low", action_low.float(), persistent=False)
+        self.register_buffer("action_high", action_high.float(), persistent=False)
+        self.register_buffer("fitted", th.tensor(0.0))
+
+    def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
+        """See :meth:`WorldModel.observe`. Successors say what the acting observations do not: the last one of an episode."""
+        self.state_normalizer.update(th.cat([observations, next_observations]))
+        self.outcome_normalizer.update(outcomes)
+        self.action_normalizer.update(actions)
+
+    # ------------------------------------------------------------------ learning
+
+    def _will_learn(self, network: nn.Module) -> None:
+        """Set up the optimiser and the average of the network that learns; to be called once it is there."""
+        self.average = AveragedModel(network, multi_avg_fn=ExponentialAverage(self.settings.ema_decay))
+        # A float counter: everything in a state dict of this package is floating point.
+        self.average.n_averaged = self.average.n_averaged.float()
+        self.average.requires_grad_(False)
+        self.optimizer = th.optim.Adam(network.parameters(), lr=self.settings.learning_rate, fused=True)
+
+    def _learn(self, network: nn.Module, loss: th.Tensor) -> None:
+        """One gradient step of the network, and of its average."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.settings.max_grad_norm)
+        if th.isfinite(norm):  # else no trace is left in network or optimiser
+            self.optimizer.step()
+        if int(self.fitted) % self.settings.ema_every == 0:
+            self.average.update_parameters(network)
+        self.fitted += 1.0
+
+    # ------------------------------------------------------------------ units
+
+    def _condition(self, actions: th.Tensor) -> th.Tensor:
+        """Actions as the network sees them: what the environment would do, standardised."""
+        return self.action_normalizer.normalize(th.clamp(actions, self.action_low, self.action_high))
+
+    def _encode(self, batch: Trajectory) -> th.Tensor:
+        """States of real windows, ``(batch, horizon + 1, channels)``, standardised."""
+        outcomes = self.outcome_normalizer.normalize(th.stack([batch.rewards, batch.terminals], dim=-1))
+        return th.cat([self.state_normalizer.normalize(batch.observations), nn.functional.pad(outcomes, (0, 0, 1, 0))], dim=-1)
+
+    def _decode(self, states: th.Tensor, actions: th.Tensor, start: th.Tensor, faulty: th.Tensor) -> Trajectory:
+        """
+        :param states: ``(batch, horizon + 1, channels)``, standardised
+        :param actions: ``(batch, horizon, action_dim)`` as drawn
+        :param start: ``(batch, obs_dim)``
+        :param faulty: the policy never saw a NaN, but the caller must: a batch with a fault in it is NaN throughout
+        """
+        states = states.masked_fill(faulty, th.nan)
+        observations = self.state_normalizer.denormalize(states[..., : self.obs_dim])
+        observations[:, 0] = start
+        rewards, endings = self.outcome_normalizer.denormalize(states[:, 1:, self.obs_dim :]).unbind(dim=-1)
+        # An environment in which nothing ever ended has no endings to imagine.
+        ended = ((endings > 0.5) & (self.outcome_normalizer.high[1] > 0.5)).float()
+        terminals = th.cummax(ended, dim=1).values
+        return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))
+
+    def _bound(self) -> Bound:
+        """Bounds of a state's channels for one batch of imagined trajectories."""
+        bounds = zip(
+            self.state_normalizer.normalized_bounds(self.bound_margin),
+            self.outcome_normalizer.normalized_bounds(self.bound_margin),
+            strict=True,
+        )
+        return Bound(*(th.cat(pair) for pair in bounds))
+
+    def _check_fitted(self) -> None:
+        if self.fitted == 0.0:
+            raise RuntimeError("the world model was never fitted: call fit() on real windows (or learn()) before imagining")
