@@ -108,6 +108,11 @@ def test_future_influence_of_a_denoiser_that_looks_ahead_and_of_one_that_does_no
     assert influences[1] == pytest.approx(0.5**0.5, abs=0.03)
 
 
+def test_the_future_has_no_influence_through_the_transformer() -> None:
+    model = small_model(denoiser="transformer", n_levels=3, lag=0.5)
+    assert future_influence(model, th.zeros(100, 2), LinearGaussianSystem().policy(0.5)) == 0.0
+
+
 def test_tuning_delta_leaves_the_model_alone() -> None:
     model = small_model(sampler="policy_guided", n_diffusion_steps=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

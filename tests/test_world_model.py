@@ -24,6 +24,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "staggered": dict(sampler="staggered", n_levels=2, lag=1.0),
     "policy_guided": dict(sampler="policy_guided", n_diffusion_steps=4),
     "policy_guided epsilon": dict(sampler="policy_guided", n_diffusion_steps=4, prediction="epsilon"),
+    "transformer staggered": dict(denoiser="transformer", sampler="staggered", n_levels=2, lag=1.0),
+    "transformer policy_guided": dict(denoiser="transformer", sampler="policy_guided", n_diffusion_steps=4),
 }
 
 
@@ -128,7 +130,7 @@ def test_all_of_its_state_is_floating_point(name: str) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_adapt_reports_what_there_is_to_log(name: str) -> None:
     metrics = build(name, delta=0.01, delta_lr=0.1).adapt(th.tensor(2.0), th.tensor([0.7]))
-    if name == "staggered":
+    if name.endswith("staggered"):
         assert metrics == {}, "nothing to tune"
     else:
         assert metrics["delta"].item() == pytest.approx(0.01 * math.exp(0.1)), "Eq. 10"
@@ -263,10 +265,10 @@ def test_a_batch_that_is_not_finite_leaves_no_trace(name: str) -> None:
     assert equal_trees((dict(model.denoiser.named_parameters()), model.optimizer.state_dict()), before)  # type: ignore[union-attr, operator]
 
 
-@pytest.mark.parametrize("name", ["staggered", "policy_guided"])
-def test_learns_a_known_system(name: str) -> None:
+@pytest.mark.parametrize(("name", "n_fits"), [("staggered", 1_500), ("policy_guided", 1_500), ("transformer staggered", 600)])
+def test_learns_a_known_system(name: str, n_fits: int) -> None:
     th.manual_seed(0)
-    model = fitted(name, n_fits=1_500, width=64, n_layers=2, learning_rate=2e-3, n_diffusion_steps=16)
+    model = fitted(name, n_fits=n_fits, width=64, n_layers=2, learning_rate=2e-3, n_diffusion_steps=16)
     start = real_windows(500).observations[:, 0]
     imagined = model.imagine(start, lambda obs: Normal(th.zeros_like(obs[..., :1]), 0.5))
     states, actions, alive = imagined.observations[..., 0] - 100.0, imagined.actions.clamp(-1, 1)[..., 0], imagined.mask > 0

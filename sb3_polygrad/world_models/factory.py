@@ -13,6 +13,7 @@ from torch import nn
 
 from sb3_polygrad.core.controllers import DeltaController
 from sb3_polygrad.denoisers.residual_mlp import ResidualMLP
+from sb3_polygrad.denoisers.transformer import Transformer
 from sb3_polygrad.diffusion.base import Sampler
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion, Prediction
 from sb3_polygrad.diffusion.guidance import PolicyScoreGuidance
@@ -39,6 +40,18 @@ def choose(argument: str, name: str, known: Iterable[str]) -> str:
     raise ValueError(f"{argument}: {name!r} is not known; {hint}known are {', '.join(map(repr, known))}")
 
 
+def paper_width(denoiser: str, horizon: int) -> int:
+    """
+    Width that the paper's tables give a network: Table 3 for the transformer, Table 2 for MLPs.
+
+    :param denoiser: its name
+    :param horizon: steps per trajectory
+    """
+    if denoiser == "transformer":
+        return 312
+    return 1024 if horizon <= 10 else 2048
+
+
 def build_diffusion(
     obs_dim: int,
     action_low: th.Tensor,
@@ -46,8 +59,9 @@ def build_diffusion(
     horizon: int,
     *,
     denoiser: str = "residual_mlp",
-    width: int = 256,
+    width: int | None = 256,
     n_layers: int = 4,
+    n_heads: int = 4,
     sampler: str = "staggered",
     n_levels: int = 2,
     lag: float = 1.0,
@@ -71,9 +85,10 @@ def build_diffusion(
     :param action_low: lower bounds of the action box
     :param action_high: upper bounds of the action box
     :param horizon: steps per trajectory
-    :param denoiser: network, ``"residual_mlp"``
-    :param width: width of the network (Table 2: 1024)
-    :param n_layers: number of its blocks (Table 2: 6)
+    :param denoiser: network, ``"residual_mlp"`` or ``"transformer"``
+    :param width: width of the network; None for the paper's, by denoiser and horizon (Tables 2 and 3)
+    :param n_layers: number of its blocks (Tables 2 and 3: 6)
+    :param n_heads: attention heads of the transformer (Table 3: 4)
     :param sampler: ``"policy_guided"`` (the paper's) or ``"staggered"``
     :param n_levels: K of the staggered sampler, iterations that a state takes from noise to clean
     :param lag: L of the staggered sampler, iterations by which a state is behind its predecessor
@@ -90,11 +105,17 @@ def build_diffusion(
     :param ema_decay: of the average of the weights that imagines
     :param ema_every: gradient steps between updates of that average
     """
-    for argument, size in (("width", width), ("n_layers", n_layers)):
+    choose("world_model_kwargs['denoiser']", denoiser, SETTINGS_OF["denoiser"])
+    network_width = paper_width(denoiser, horizon) if width is None else width
+    for argument, size in (("width", network_width), ("n_layers", n_layers)):
         if size < 1:
             raise ValueError(f"world_model_kwargs: {argument} must be at least 1, got {size}")
-    networks: dict[str, Callable[..., nn.Module]] = {"residual_mlp": ResidualMLP}
-    network = networks[choose("world_model_kwargs['denoiser']", denoiser, networks)]
+    channels, action_dim = obs_dim + 2, len(action_low)
+    n_level_inputs = horizon if sampler == "staggered" else 1
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "residual_mlp": lambda: ResidualMLP(horizon, channels, action_dim, n_level_inputs, network_width, n_layers),
+        "transformer": lambda: Transformer(horizon, channels, action_dim, network_width, n_layers, n_heads),
+    }
 
     def policy_guided() -> Sampler:
         guidances = {
@@ -111,35 +132,41 @@ def build_diffusion(
         "staggered": lambda: StaggeredSampler(horizon, n_levels, lag),
     }
     choose("world_model_kwargs['sampler']", sampler, samplers)
-    n_level_inputs = horizon if sampler == "staggered" else 1
     return DiffusionWorldModel(
         obs_dim,
         action_low,
         action_high,
         horizon,
-        denoiser=network(horizon, obs_dim + 2, len(action_low), n_level_inputs, width, n_layers),
+        denoiser=networks[denoiser](),
         sampler=samplers[sampler](),
         fit_settings=FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every),
     )
 
 
-SETTINGS_OF = {
-    "staggered": {"n_levels", "lag"},
-    "policy_guided": {
-        *("n_diffusion_steps", "noise_tau", "prediction", "guidance"),
-        *("delta", "delta_lr", "clip_std", "final_clip"),
+SETTINGS_OF: dict[str, dict[str, set[str]]] = {
+    "denoiser": {"residual_mlp": set(), "transformer": {"n_heads"}},
+    "sampler": {
+        "staggered": {"n_levels", "lag"},
+        "policy_guided": {
+            *("n_diffusion_steps", "noise_tau", "prediction", "guidance"),
+            *("delta", "delta_lr", "clip_std", "final_clip"),
+        },
     },
 }
-"""Settings of :func:`build_diffusion` that one sampler alone has a use for."""
+"""For each choice in :func:`build_diffusion` and each of its options: the settings that it alone has a use for."""
 
 
 def _warn_of_unused(kwargs: Mapping[str, Any]) -> None:
-    """Say which of the given settings belong to a sampler that was not chosen."""
-    sampler = kwargs.get("sampler", inspect.signature(build_diffusion).parameters["sampler"].default)
-    foreign = set().union(*(names for name, names in SETTINGS_OF.items() if name != sampler))
-    unused = sorted(foreign & set(kwargs))
-    if unused:
-        warnings.warn(f"world_model_kwargs: {', '.join(unused)} belong to another sampler than {sampler!r} and have no effect")
+    """Say which of the given settings belong to an option that was not chosen."""
+    defaults = inspect.signature(build_diffusion).parameters
+    for choice, options in SETTINGS_OF.items():
+        chosen = kwargs.get(choice, defaults[choice].default)
+        foreign = set().union(*(names for option, names in options.items() if option != chosen)) - options.get(chosen, set())
+        unused = sorted(foreign & set(kwargs))
+        if unused:
+            warnings.warn(
+                f"world_model_kwargs: {', '.join(unused)} belong to another {choice} than {chosen!r} and have no effect"
+            )
 
 
 BUILDERS: dict[str, Callable[..., WorldModel]] = {"diffusion": build_diffusion}
