@@ -12,9 +12,12 @@ from sb3_polygrad.world_models.factory import choose
 
 INTEGERS = (
     *("n_steps", "batch_size", "gradient_steps", "n_epochs", "n_minibatches"),
-    *("buffer_size", "learning_starts", "horizon", "n_imagined"),
+    *("buffer_size", "learning_starts", "policy_learning_starts", "horizon", "n_imagined", "update_trials"),
 )
-NUMBERS = ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "critic_learning_rate")
+NUMBERS = (
+    *("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "critic_learning_rate"),
+    "learning_rate_adaptation",
+)
 
 if TYPE_CHECKING:
     from sb3_polygrad.polygrad import PolyGRAD
@@ -91,12 +94,14 @@ def check_arguments(model: PolyGRAD) -> None:
         raise ValueError(
             f"buffer_size={model.buffer_size} cannot hold learning_starts={model.learning_starts} steps: enlarge it"
         )
-    for name in ("n_steps", "batch_size", "n_epochs", "n_minibatches", "n_imagined"):
+    for name in ("n_steps", "batch_size", "n_epochs", "n_minibatches", "n_imagined", "update_trials"):
         if getattr(model, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(model, name)}")
+    if model.policy_learning_starts < 0:
+        raise ValueError(f"policy_learning_starts must not be negative, got {model.policy_learning_starts}: 0 is no delay")
     if model.gradient_steps < 1 and model.gradient_steps != -1:
         raise ValueError(f"gradient_steps must be -1 (as many as real steps) or at least 1, got {model.gradient_steps}")
-    for name in ("gamma", "gae_lambda"):
+    for name in ("gamma", "gae_lambda", "learning_rate_adaptation"):
         if not 0.0 <= getattr(model, name) <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {getattr(model, name)}")
     for name in ("clip_range", "critic_learning_rate", "max_grad_norm", "target_update", "target_kl"):

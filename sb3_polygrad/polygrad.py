@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.distributions import Normal
 
 from sb3_polygrad.checks import check_arguments, check_spaces
+from sb3_polygrad.core.controllers import adapted_share
 from sb3_polygrad.core.on_policy import action_autocorrelation, action_std, standardized_actions
 from sb3_polygrad.core.pace import PaceWarning
 from sb3_polygrad.core.trajectory import Trajectory
@@ -58,6 +59,10 @@ class PolyGRAD(OnPolicyAlgorithm):
     :param n_minibatches: PPO's gradient steps per pass
     :param target_kl: PPO stops its passes at 1.5 times this KL divergence; None for no limit
     :param target_update: mean ``|Δ log π|`` of an update (``policy_update="a2c"``); None takes the optimiser's step
+    :param update_trials: measurements of that size per update at most: 1 corrects the step once, to first order; more search
+        until it is within 20 % of the target
+    :param learning_rate_adaptation: part of each such correction that the learning rate keeps, in log space; 0 leaves it to
+        the schedule alone, else the schedule is its upper limit
     :param normalize_advantage: standardise advantages
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
@@ -65,6 +70,7 @@ class PolyGRAD(OnPolicyAlgorithm):
     :param critic_learning_rate: of the critic
     :param buffer_size: capacity for real steps
     :param learning_starts: real steps, taken at random, before the first update
+    :param policy_learning_starts: real steps before the first update of the policy, if that is to be later
     :param horizon: steps per imagined trajectory
     :param n_imagined: trajectories imagined per update
     :param policy_update: ``"ppo"``, or ``"a2c"`` as in the paper
@@ -101,6 +107,8 @@ class PolyGRAD(OnPolicyAlgorithm):
         n_minibatches: int = 2,
         target_kl: float | None = None,
         target_update: float | None = 0.02,
+        update_trials: int = 1,
+        learning_rate_adaptation: float = 0.0,
         normalize_advantage: bool = True,
         ent_coef: float = 1e-5,
         vf_coef: float = 0.5,
@@ -108,6 +116,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         critic_learning_rate: float = 1e-3,
         buffer_size: int = 1_000_000,
         learning_starts: int = 1_000,
+        policy_learning_starts: int = 0,
         horizon: int = 20,
         n_imagined: int = 128,
         policy_update: str = "ppo",
@@ -150,16 +159,20 @@ class PolyGRAD(OnPolicyAlgorithm):
         self.n_minibatches = n_minibatches
         self.target_kl = target_kl
         self.target_update = target_update
+        self.update_trials = update_trials
+        self.learning_rate_adaptation = learning_rate_adaptation
         self.normalize_advantage = normalize_advantage
         self.critic_learning_rate = critic_learning_rate
         self.buffer_size = buffer_size
         self.learning_starts = learning_starts
+        self.policy_learning_starts = policy_learning_starts
         self.horizon = horizon
         self.n_imagined = n_imagined
         self.policy_update = policy_update
         self.world_model_name = world_model
         self.world_model_kwargs = dict(world_model_kwargs or {})
         self._n_updates = 0
+        self._learning_rate_share = 1.0  # of the schedule
         # Real steps per environment that the world model's statistics have not seen, gradient steps that it has not taken.
         self._n_unobserved = 0
         self._gradient_steps_owed = 0
@@ -316,7 +329,9 @@ class PolyGRAD(OnPolicyAlgorithm):
             return
         self._fit_world_model()
         self._update_learning_rates()
-        self._learn_from(self.imagine(self.n_imagined))
+        buffer = self.replay_buffer
+        if len(buffer) >= min(self.policy_learning_starts, buffer.capacity * buffer.n_envs):
+            self._learn_from(self.imagine(self.n_imagined))
         self._n_updates += 1
         self._pace.update((self._total_timesteps - self.num_timesteps) / n_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -391,6 +406,9 @@ class PolyGRAD(OnPolicyAlgorithm):
         settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
         metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
         policy.update_critic_target()
+        self._learning_rate_share = adapted_share(
+            self._learning_rate_share, float(metrics.get("step_scale", 1.0)), self.learning_rate_adaptation
+        )
 
         standardized = standardized_actions(trajectory, normal.mean, normal.stddev)
         spread = action_std(standardized, trajectory.mask)
@@ -413,7 +431,9 @@ class PolyGRAD(OnPolicyAlgorithm):
     def _present_update(self) -> PolicyUpdate:
         """The policy update that was asked for, its schedule at the present progress."""
         if self.policy_update == "a2c":
-            return A2CUpdate(self.target_update)
+            # The learning rate never exceeds its schedule, neither by adaptation nor by the search.
+            max_scale = min(3.0, 1.0 / self._learning_rate_share) if self.learning_rate_adaptation > 0.0 else 3.0
+            return A2CUpdate(self.target_update, self.update_trials, max_scale)
         assert callable(self.clip_range)
         clip_range = self.clip_range(self._current_progress_remaining)
         return PPOUpdate(clip_range, self.n_epochs, self.n_minibatches, self.target_kl)
@@ -421,7 +441,7 @@ class PolyGRAD(OnPolicyAlgorithm):
     def _update_learning_rates(self) -> None:
         """The actor's follows the schedule, the critic's is its own."""
         actor, critic = self.policy.optimizer.param_groups
-        actor["lr"] = self.lr_schedule(self._current_progress_remaining)
+        actor["lr"] = self._learning_rate_share * self.lr_schedule(self._current_progress_remaining)
         critic["lr"] = self.critic_learning_rate
         self.logger.record("train/learning_rate", actor["lr"])
 

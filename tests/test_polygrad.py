@@ -645,3 +645,38 @@ def test_policy_and_world_model_can_be_pickled() -> None:
     assert all(
         th.equal(a, b) for a, b in zip(world_model.state_dict().values(), model.world_model.state_dict().values(), strict=True)
     )
+
+
+# ---------------------------------------------------------------------- the paper's details
+
+
+@pytest.mark.parametrize("guidance", ["noisy_states", "state_update", "policy_sampling", "random_actions"])
+def test_learns_with_every_ablation(guidance: str) -> None:
+    model = tiny_model(PointEnv(), policy_update="a2c", world_model_kwargs=dict(sampler="policy_guided", guidance=guidance))
+    before = predictions(model)
+    model.learn(96)
+    assert not np.array_equal(predictions(model), before)
+    model.policy.zero_grad(set_to_none=True)
+    model.imagine(8)
+    assert all(parameter.grad is None for parameter in model.policy.parameters()), "imagining leaves no gradient"
+
+
+def test_the_policy_may_start_later_than_the_world_model() -> None:
+    model = tiny_model(PointEnv(), policy_learning_starts=128)
+    before = deepcopy(model.policy.state_dict())
+    model.learn(120)
+    assert model.world_model.fitted > 0, "the world model has begun at 64"
+    assert equal_trees(dict(model.policy.state_dict()), dict(before))
+    model.learn(16, reset_num_timesteps=False)
+    assert not equal_trees(dict(model.policy.state_dict()), dict(before))
+
+
+def test_the_learning_rate_adapts_below_its_schedule_and_is_saved(tmp_path: Path) -> None:
+    # At this rate steps are far too large, so that the search has to shrink them.
+    settings = dict(policy_update="a2c", target_update=0.001, learning_rate=0.01)
+    model = tiny_model(PointEnv(), **settings, update_trials=20, learning_rate_adaptation=0.5).learn(160)
+    rate = model.policy.optimizer.param_groups[0]["lr"]
+    assert 1e-5 < rate < 0.005
+    model.save(tmp_path / "model")
+    loaded = PolyGRAD.load(tmp_path / "model", env=PointEnv())
+    assert loaded._learning_rate_share == model._learning_rate_share < 0.5

@@ -93,6 +93,18 @@ def test_scale_has_an_upper_bound() -> None:
     assert th.allclose(parameters[0].detach(), origin[0] + 3.0)
 
 
+def test_a_search_does_not_go_on_at_its_limit() -> None:
+    parameters, origin = step_of(1.0)
+    measured = []
+
+    def size() -> th.Tensor:
+        measured.append(length(parameters, origin))
+        return measured[-1]
+
+    scale, _ = scale_step(parameters, origin, size, target=1e6, max_scale=1.0, max_trials=50)
+    assert scale == 1.0 and len(measured) == 1
+
+
 def test_a_step_within_the_tolerance_is_left_alone() -> None:
     parameters, origin = step_of(1.0)
     before = parameters[0].detach().clone()

@@ -107,7 +107,15 @@ def test_every_file_has_a_default_and_the_present_environments(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "algorithm"), [("polygrad", PolyGRAD), ("polygrad-paper", PolyGRAD), ("ppo", PPO), ("a2c", A2C), ("sac", SAC)]
+    ("name", "algorithm"),
+    [
+        ("polygrad", PolyGRAD),
+        ("polygrad-paper", PolyGRAD),
+        ("polygrad-paper-transformer", PolyGRAD),
+        ("ppo", PPO),
+        ("a2c", A2C),
+        ("sac", SAC),
+    ],
 )
 def test_the_constructors_know_every_setting(name, algorithm):
     known = set(inspect.signature(algorithm.__init__).parameters)
@@ -124,6 +132,17 @@ def test_paper_settings_are_accepted_and_differ_on_hopper():
     assert (model.n_imagined, model.horizon, model.target_update) == (1024, 10, 0.01)
     assert (model.gae_lambda, model.gamma, model.ent_coef) == (0.9, 0.99, 1e-5)
     assert (model.n_steps, model.gradient_steps, model.batch_size) == (4, 4, 256)
+    assert (model.update_trials, model.policy_learning_starts - model.learning_starts) == (50, 1_000)
+
+
+def test_the_papers_transformer_differs_in_the_denoiser_alone():
+    """Table 3."""
+    mlp, transformer = (load_hyperparams(name, "Walker2d-v5") for name in ("polygrad-paper", "polygrad-paper-transformer"))
+    differences = dict(denoiser="transformer", width=312, n_heads=4, learning_rate=1e-4)
+    mlp["world_model_kwargs"] = {**mlp["world_model_kwargs"], **differences}
+    assert transformer == mlp
+    assert load_hyperparams("polygrad-paper-transformer", "Hopper-v5") == transformer, "τ = 0.1 is for the MLP on Hopper"
+    PolyGRAD("MlpPolicy", "Pendulum-v1", **{**transformer, "horizon": 200})
 
 
 def test_an_unknown_environment_gets_the_default():

@@ -62,3 +62,17 @@ class DeltaController(nn.Module):
         self.bound_active.copy_(th.where(usable, (proposal >= bound).float(), self.bound_active))
         self.log_delta.copy_(th.where(usable, th.minimum(proposal, bound), self.log_delta))
         return self.log_delta.exp()
+
+
+def adapted_share(share: float, scale: float, adaptation: float) -> float:
+    """
+    The actor's learning rate as a share of its schedule, after a step that had to be scaled to meet its target size.
+
+    In log space it moves towards the learning rate that would have met the target. It never exceeds 1: the schedule is the
+    upper limit, as in the authors' release.
+
+    :param share: present share, in (0, 1]
+    :param scale: factor that the step was scaled by; 0 if it was undone, which says nothing
+    :param adaptation: part of the way (in log space) that is taken, in [0, 1]
+    """
+    return min(1.0, share * scale**adaptation) if scale > 0.0 else share

@@ -1,8 +1,9 @@
-"""How actions are moved towards the policy while the trajectory is denoised."""
+"""How actions follow the policy while the trajectory is denoised: the paper's rule and its ablations (Appendix C.3)."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch as th
 from torch import nn
@@ -11,26 +12,43 @@ from torch.distributions import Normal
 from sb3_polygrad.core.controllers import DeltaController
 
 
+class DiffusionStep(NamedTuple):
+    """
+    A diffusion step as guidance finds it. Actions are in the environment's units, states are standardised.
+
+    :param actions: ``(batch, horizon, action_dim)``
+    :param clean: ``(batch, horizon + 1, channels)`` predicted clean states, the start among them
+    :param noisy: the states before the step, like ``clean``
+    :param policy: states ``(batch, horizon, channels)`` to the policy's distribution there
+    :param noise: for the actions, already scaled to this diffusion step
+    """
+
+    actions: th.Tensor
+    clean: th.Tensor
+    noisy: th.Tensor
+    policy: Callable[[th.Tensor], Normal]
+    noise: th.Tensor
+
+
 class Guidance(Protocol):
-    """
-    Rule by which actions follow the policy; the sampler knows only this.
+    """Rule by which a trajectory follows the policy; the sampler knows only this."""
 
-    All actions are in the environment's units, ``(batch, horizon, action_dim)``.
-    """
-
-    def update(self, actions: th.Tensor, policy: Normal, noise: th.Tensor) -> th.Tensor:
+    def guide(self, step: DiffusionStep) -> tuple[th.Tensor, th.Tensor]:
         """
-        One diffusion step for the actions.
+        One diffusion step (Algorithm 2, line 10).
 
-        :param actions: current actions
-        :param policy: distribution of the policy at the predicted clean states, of the same shape
-        :param noise: the noise to add, already scaled to this diffusion step
-        :return: new actions
+        :param step: as it is before
+        :return: new actions, and the clean states that the states are to move to, as they were or moved
         """
         ...
 
     def finish(self, actions: th.Tensor, policy: Normal) -> th.Tensor:
-        """The actions returned, after the last diffusion step."""
+        """
+        The actions returned, after the last diffusion step.
+
+        :param actions: ``(batch, horizon, action_dim)``
+        :param policy: distribution of the policy at the returned states
+        """
         ...
 
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
@@ -69,8 +87,19 @@ class PolicyScoreGuidance(nn.Module):
         self.clip_std = clip_std
         self.register_buffer("half_range", half_range.float(), persistent=False)
 
+    def guide(self, step: DiffusionStep) -> tuple[th.Tensor, th.Tensor]:
+        """See :class:`Guidance`; the policy is asked about the predicted clean states (line 9)."""
+        return self.update(step.actions, step.policy(step.clean[:, :-1]), step.noise), step.clean
+
     def update(self, actions: th.Tensor, policy: Normal, noise: th.Tensor) -> th.Tensor:
-        """See :class:`Guidance`."""
+        """
+        The rule itself.
+
+        :param actions: ``(batch, horizon, action_dim)``
+        :param policy: distribution of the policy, of the same shape
+        :param noise: like ``actions``
+        :return: new actions
+        """
         variance = (policy.stddev / self.half_range).square()
         rate = self.controller.bounded(variance) / variance
         # a + δ (μ - a) / σ²
@@ -87,3 +116,61 @@ class PolicyScoreGuidance(nn.Module):
         """See :class:`Guidance`; Eq. 10."""
         delta = self.controller.update(standardized_std, (policy_std / self.half_range).square())
         return {"delta": delta, "delta_at_bound": self.controller.bound_active}
+
+
+class NoisyStatesGuidance(PolicyScoreGuidance):
+    """
+    Ablation: the paper's rule, but the policy is asked about the noisy states instead of the predicted clean ones.
+
+    (The release asks it about the posterior mean, which lies between the two.)
+    """
+
+    def guide(self, step: DiffusionStep) -> tuple[th.Tensor, th.Tensor]:
+        """See :class:`Guidance`."""
+        return self.update(step.actions, step.policy(step.noisy[:, :-1]), step.noise), step.clean
+
+
+class StateUpdateGuidance(PolicyScoreGuidance):
+    r"""
+    Ablation: states follow the policy too, :math:`\hat s \leftarrow \hat s + \delta \nabla_s \log \pi(a|\hat s)` (Eq. 8
+    and 12), and then the actions follow the policy at the states so moved.
+
+    δ is the one of the actions; the gradient is that of the standardised states. It goes through the policy, by autograd,
+    and ends there: nothing lands in the ``.grad`` of the policy's parameters.
+    """
+
+    def guide(self, step: DiffusionStep) -> tuple[th.Tensor, th.Tensor]:
+        """See :class:`Guidance`."""
+        with th.enable_grad():  # imagination runs without
+            states = step.clean[:, :-1].clone().requires_grad_()
+            policy = step.policy(states)
+            (score,) = th.autograd.grad(policy.log_prob(step.actions).sum(), states)
+        score[:, 0] = 0.0  # the start is given
+        delta = self.controller.bounded((policy.stddev.detach() / self.half_range).square())
+        # No action is taken in the last state, so that nothing moves it.
+        moved = th.cat([step.clean[:, :-1] + delta * score, step.clean[:, -1:]], dim=1)
+        return super().guide(step._replace(clean=moved))
+
+
+class RandomActions(nn.Module):
+    """Ablation: no guidance. The actions stay the noise that they were to begin with."""
+
+    def guide(self, step: DiffusionStep) -> tuple[th.Tensor, th.Tensor]:
+        """See :class:`Guidance`."""
+        return step.actions, step.clean
+
+    def finish(self, actions: th.Tensor, policy: Normal) -> th.Tensor:
+        """See :class:`Guidance`."""
+        return actions
+
+    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
+        """See :class:`Guidance`; nothing to tune."""
+        return {}
+
+
+class PolicySampling(RandomActions):
+    """Ablation: at every diffusion step new actions are drawn from the policy at the predicted clean states."""
+
+    def guide(self, step: DiffusionStep) -> tuple[th.Tensor, th.Tensor]:
+        """See :class:`Guidance`."""
+        return step.policy(step.clean[:, :-1]).sample(), step.clean

@@ -8,7 +8,7 @@ from torch.distributions import Distribution, Normal
 
 from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion
-from sb3_polygrad.diffusion.guidance import Guidance
+from sb3_polygrad.diffusion.guidance import DiffusionStep, Guidance
 
 
 class PolicyGuidedSampler(nn.Module):
@@ -50,6 +50,10 @@ class PolicyGuidedSampler(nn.Module):
     def sample(self, task: Task) -> Sample:
         """Algorithm 2; its lines are given beside the code."""
         process, batch = self.diffusion, len(task.first)
+
+        def policy(states: th.Tensor) -> Normal:
+            return _gaussian(task.policy(states))
+
         levels = th.arange(process.n_steps + 1, device=task.first.device).view(-1, 1, 1) / process.n_steps
         actions = task.action_mean + task.action_std * task.noise  # line 2
         noisy = th.randn(batch, actions.shape[1] + 1, task.first.shape[1], device=task.first.device)  # line 3
@@ -58,17 +62,17 @@ class PolicyGuidedSampler(nn.Module):
             output = task.denoiser(noisy, task.condition(actions) * process.signal[i], levels[i])  # line 7
             clean = task.bound(process.predict_clean(output, noisy, i))  # line 9
             clean[:, 0] = task.first
-            policy = _gaussian(task.policy(clean[:, :-1]))
             if i == 1:
                 break
             std = process.posterior_std[i]
-            actions = self.guidance.update(actions, policy, std * task.action_std * th.randn_like(actions))  # line 10
+            noise = std * task.action_std * th.randn_like(actions)
+            actions, clean = self.guidance.guide(DiffusionStep(actions, clean, noisy, policy, noise))  # line 10
             mean = process.posterior_mean(clean, noisy, i)
             if self.final_clip is not None and i <= self.final_steps:
                 mean = noisy + (mean - noisy).clamp(-self.final_clip, self.final_clip)
             noisy = mean + std * th.randn_like(mean)  # line 13
         # Lines 12 to 14. The posterior of the last step is the clean estimate itself.
-        return Sample(clean, self.guidance.finish(actions, policy))
+        return Sample(clean, self.guidance.finish(actions, policy(clean[:, :-1])))
 
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """Eq. 10."""

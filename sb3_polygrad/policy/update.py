@@ -98,7 +98,10 @@ def scale_step(
         elif abs(size - target) <= tolerance * target:
             break
         else:
-            scale = min(scale * target / max(size, 1e-12), max_scale)
+            corrected = min(scale * target / max(size, 1e-12), max_scale)
+            if corrected == scale:  # at its limit: measuring again would say the same
+                break
+            scale = corrected
         for parameter, start, step in zip(parameters, origin, steps, strict=True):
             parameter.detach().copy_(start if scale == 0.0 else start + scale * step)
         if scale == 0.0:
@@ -160,11 +163,13 @@ class A2CUpdate:
 
     :param target_update: wanted size; None to take the optimiser's step as it is
     :param max_trials: 1 scales the step once (first order; ``update_size`` is then that of the step before scaling), more
-        search until within 20 % of the target
+        search until within 20 % of the target (50 in the release)
+    :param max_scale: the optimiser's step is never scaled by more than this
     """
 
     target_update: float | None = 0.02
     max_trials: int = 1
+    max_scale: float = 3.0
 
     def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor | float]:
         """See :class:`PolicyUpdate`."""
@@ -182,7 +187,9 @@ class A2CUpdate:
 
         if self.target_update is None:
             return {**metrics, "update_size": size()}
-        scale, measured = scale_step(learner.actor, origin, size, self.target_update, max_trials=self.max_trials)
+        scale, measured = scale_step(
+            learner.actor, origin, size, self.target_update, max_trials=self.max_trials, max_scale=self.max_scale
+        )
         return {**metrics, "update_size": measured, "step_scale": scale}
 
 

@@ -16,7 +16,14 @@ from sb3_polygrad.denoisers.residual_mlp import ResidualMLP
 from sb3_polygrad.denoisers.transformer import Transformer
 from sb3_polygrad.diffusion.base import Sampler
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion, Prediction
-from sb3_polygrad.diffusion.guidance import PolicyScoreGuidance
+from sb3_polygrad.diffusion.guidance import (
+    Guidance,
+    NoisyStatesGuidance,
+    PolicySampling,
+    PolicyScoreGuidance,
+    RandomActions,
+    StateUpdateGuidance,
+)
 from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
 from sb3_polygrad.diffusion.schedules import cosine_schedule
 from sb3_polygrad.diffusion.staggered import StaggeredSampler
@@ -50,6 +57,35 @@ def paper_width(denoiser: str, horizon: int) -> int:
     if denoiser == "transformer":
         return 312
     return 1024 if horizon <= 10 else 2048
+
+
+def build_guidance(
+    name: str, half_range: th.Tensor, delta: float = 0.02, delta_lr: float = 0.1, clip_std: float | None = 3.0
+) -> Guidance:
+    """
+    A rule by which actions follow the policy; see :mod:`sb3_polygrad.diffusion.guidance` and :func:`build_diffusion`.
+
+    :param name: of the rule
+    :param half_range: ``(action_dim,)`` half the width of the action box
+    :param delta: start value of δ
+    :param delta_lr: η of Eq. 10
+    :param clip_std: bound on the standardised actions
+    """
+    choose("world_model_kwargs['guidance']", name, GUIDANCES)
+    rule = GUIDANCES[name]
+    if issubclass(rule, PolicyScoreGuidance):
+        return rule(DeltaController(delta, delta_lr), half_range, clip_std)
+    return rule()
+
+
+GUIDANCES: dict[str, type[PolicyScoreGuidance] | type[RandomActions]] = {
+    "policy_score": PolicyScoreGuidance,
+    "noisy_states": NoisyStatesGuidance,
+    "state_update": StateUpdateGuidance,
+    "policy_sampling": PolicySampling,
+    "random_actions": RandomActions,
+}
+"""Rules by name: the paper's, and its ablations (Appendix C.3)."""
 
 
 def build_diffusion(
@@ -95,7 +131,8 @@ def build_diffusion(
     :param n_diffusion_steps: N (Table 4: 128)
     :param noise_tau: τ of the cosine schedule (Table 4: 1; 0.1 for Hopper)
     :param prediction: ``"x0"`` as the released runs, or ``"epsilon"`` as the paper writes it
-    :param guidance: how actions follow the policy, ``"policy_score"``
+    :param guidance: how actions follow the policy: ``"policy_score"`` (the paper's) or one of its ablations,
+        ``"noisy_states"``, ``"state_update"``, ``"policy_sampling"``, ``"random_actions"``
     :param delta: start value of the action update scale δ, in squared half-ranges of the action box
     :param delta_lr: η of Eq. 10, on log δ
     :param clip_std: actions are clipped to this many policy standard deviations (3 in the paper); None for no clipping
@@ -118,12 +155,7 @@ def build_diffusion(
     }
 
     def policy_guided() -> Sampler:
-        guidances = {
-            "policy_score": lambda: PolicyScoreGuidance(
-                DeltaController(delta, delta_lr), (action_high - action_low) / 2, clip_std
-            )
-        }
-        follow = guidances[choose("world_model_kwargs['guidance']", guidance, guidances)]()
+        follow = build_guidance(guidance, (action_high - action_low) / 2, delta, delta_lr, clip_std)
         process = GaussianDiffusion(cosine_schedule(n_diffusion_steps, noise_tau), prediction)
         return PolicyGuidedSampler(process, follow, final_clip)
 
@@ -151,6 +183,10 @@ SETTINGS_OF: dict[str, dict[str, set[str]]] = {
             *("n_diffusion_steps", "noise_tau", "prediction", "guidance"),
             *("delta", "delta_lr", "clip_std", "final_clip"),
         },
+    },
+    "guidance": {
+        name: {"delta", "delta_lr", "clip_std"} if issubclass(rule, PolicyScoreGuidance) else set()
+        for name, rule in GUIDANCES.items()
     },
 }
 """For each choice in :func:`build_diffusion` and each of its options: the settings that it alone has a use for."""
