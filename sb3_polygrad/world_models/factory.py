@@ -27,9 +27,10 @@ from sb3_polygrad.diffusion.guidance import (
 from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
 from sb3_polygrad.diffusion.schedules import cosine_schedule
 from sb3_polygrad.diffusion.staggered import StaggeredSampler
+from sb3_polygrad.world_models import ensemble
 from sb3_polygrad.world_models.base import WorldModel
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
-from sb3_polygrad.world_models.standardized import FitSettings
+from sb3_polygrad.world_models.standardized import FitSettings, check_sizes
 
 
 def choose(argument: str, name: str, known: Iterable[str]) -> str:
@@ -144,9 +145,7 @@ def build_diffusion(
     """
     choose("world_model_kwargs['denoiser']", denoiser, SETTINGS_OF["denoiser"])
     network_width = paper_width(denoiser, horizon) if width is None else width
-    for argument, size in (("width", network_width), ("n_layers", n_layers)):
-        if size < 1:
-            raise ValueError(f"world_model_kwargs: {argument} must be at least 1, got {size}")
+    check_sizes(width=network_width, n_layers=n_layers)
     channels, action_dim = obs_dim + 2, len(action_low)
     n_level_inputs = horizon if sampler == "staggered" else 1
     networks: dict[str, Callable[[], nn.Module]] = {
@@ -205,8 +204,29 @@ def _warn_of_unused(kwargs: Mapping[str, Any]) -> None:
             )
 
 
-BUILDERS: dict[str, Callable[..., WorldModel]] = {"diffusion": build_diffusion}
+BUILDERS: dict[str, Callable[..., WorldModel]] = {
+    "diffusion": build_diffusion,
+    "ensemble": ensemble.build_ensemble,
+}
 """World models by name. Each builder takes obs_dim, action_low, action_high, horizon and its own keyword arguments."""
+
+PAPER_SIZES: dict[str, Mapping[str, Any]] = {
+    "ensemble": ensemble.PAPER_SIZE,
+}
+"""The settings that ``size: paper`` stands for. (Those of the paper's own model are in ``hyperparams/polygrad-paper.yml``.)"""
+
+
+def _with_size(world_model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with ``size`` replaced by what it stands for; what is given beside it wins."""
+    given = dict(kwargs)
+    if choose("world_model_kwargs['size']", given.pop("size", "default"), ("default", "paper")) == "default":
+        return given
+    if world_model not in PAPER_SIZES:
+        raise ValueError(
+            f"world_model_kwargs: size='paper' is not for world_model={world_model!r}, but for "
+            f"{', '.join(map(repr, PAPER_SIZES))}: load_hyperparams('polygrad-paper', ...) has the paper's settings"
+        )
+    return {**PAPER_SIZES[world_model], **given}
 
 
 def build_world_model(
@@ -219,10 +239,14 @@ def build_world_model(
 ) -> WorldModel:
     """
     :param world_model: a name, or a class or function with the signature of the builders
-    :param kwargs: its settings
+    :param kwargs: its settings; with a name also ``size``, ``"default"`` or ``"paper"`` (Appendix C.2)
     :raises ValueError: for an unknown name or setting, naming the nearest known one
     """
-    builder = BUILDERS[choose("world_model", world_model, BUILDERS)] if isinstance(world_model, str) else world_model
+    if isinstance(world_model, str):
+        builder = BUILDERS[choose("world_model", world_model, BUILDERS)]
+        kwargs = _with_size(world_model, kwargs)
+    else:
+        builder = world_model
     parameters = inspect.signature(builder).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         known = set(parameters) - {"obs_dim", "action_low", "action_high", "horizon"}

@@ -32,6 +32,16 @@ class FitSettings(NamedTuple):
 DEFAULT_FIT_SETTINGS = FitSettings()
 
 
+def check_sizes(**sizes: int) -> None:
+    """
+    :param sizes: settings of a world model that count something
+    :raises ValueError: for one that is less than 1
+    """
+    for argument, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"world_model_kwargs: {argument} must be at least 1, got {size}")
+
+
 class Bound:
     """
     Whatever a network says, imagined values stay near what was really seen; whether it ever said NaN is remembered.

@@ -1,0 +1,140 @@
+"""World models that imagine one step after the other."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_polygrad.core.normalizer import RunningNormalizer
+from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.diffusion.draws import draw
+from sb3_polygrad.world_models.base import Context, PolicyFn
+from sb3_polygrad.world_models.standardized import DEFAULT_FIT_SETTINGS, FitSettings, StandardizedWorldModel
+
+
+class Steps(NamedTuple):
+    """
+    Single real steps in standardised units, ``...`` being the shape of the batch.
+
+    :param states: ``(..., obs_dim)`` in which was acted
+    :param actions: ``(..., action_dim)``
+    :param targets: ``(..., obs_dim + 1)`` changes of the observation, in units of their own spread, and rewards
+    :param terminals: ``(...)`` 1.0 where the step ended the episode
+    """
+
+    states: th.Tensor
+    actions: th.Tensor
+    targets: th.Tensor
+    terminals: th.Tensor
+
+    def inputs(self) -> th.Tensor:
+        """What there is to predict from, ``(..., obs_dim + action_dim)``."""
+        return th.cat([self.states, self.actions], dim=-1)
+
+    def rows(self, indices: th.Tensor) -> Steps:
+        """Some of the steps: ``indices`` of the first dimension, of any shape."""
+        return Steps(*(tensor[indices] for tensor in self))
+
+
+class AutoregressiveWorldModel(StandardizedWorldModel):
+    """
+    Draws an action, predicts what it causes, and goes on from there. Subclasses say how one step is predicted.
+
+    Those that predict changes of the observation have them standardised by their own spread, which over one step is far
+    smaller than that of the observations. The constructor is that of :class:`StandardizedWorldModel`.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_low: th.Tensor,
+        action_high: th.Tensor,
+        horizon: int,
+        fit_settings: FitSettings = DEFAULT_FIT_SETTINGS,
+        bound_margin: float = 0.5,
+    ) -> None:
+        super().__init__(obs_dim, action_low, action_high, horizon, fit_settings, bound_margin)
+        self.change_normalizer = RunningNormalizer(obs_dim)
+
+    def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
+        """See :meth:`WorldModel.observe`."""
+        super().observe(observations, next_observations, actions, outcomes)
+        self.change_normalizer.update(next_observations - observations)
+
+    @abstractmethod
+    def _begin(self, state: th.Tensor, context: Context | None) -> Any:
+        """
+        :param state: ``(batch, obs_dim)``, standardised start
+        :param context: what happened before
+        :return: the memory that :meth:`_step` goes on from
+        """
+
+    @abstractmethod
+    def _step(self, memory: Any, state: th.Tensor, action: th.Tensor) -> tuple[Any, th.Tensor]:
+        """
+        :param memory: of the steps so far
+        :param state: ``(batch, obs_dim)``, standardised
+        :param action: ``(batch, action_dim)``, standardised
+        :return: new memory, and the channels of the next state, ``(batch, channels)``
+        """
+
+    @th.no_grad()
+    def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
+        """See :meth:`WorldModel.imagine`."""
+        self._check_fitted()
+        bound = self._bound()
+        noise = th.randn(len(start), self.horizon, self.action_dim, device=start.device)
+        observation, state = start, self.state_normalizer.normalize(start)
+        memory = self._begin(state, context)
+        states, actions = [nn.functional.pad(state, (0, 2))], []
+        for t in range(self.horizon):
+            action = draw(policy(observation), noise[:, t])
+            memory, after = self._step(memory, state, self._condition(action))
+            states.append(bound(after))
+            actions.append(action)
+            state = states[-1][:, : self.obs_dim]
+            observation = self.state_normalizer.denormalize(state)
+        return self._decode(th.stack(states, dim=1), th.stack(actions, dim=1), start, bound.faulty)
+
+    # ------------------------------------------------------------------ for models that predict changes
+
+    def _steps(self, batch: Trajectory) -> Steps:
+        """All steps of real windows, one after the other; those that did not happen (see ``batch.mask``) are meaningless."""
+        changes = self.change_normalizer.normalize(batch.observations.diff(dim=1))
+        rewards = self.outcome_normalizer.normalize(th.stack([batch.rewards, batch.terminals], dim=-1))[..., :1]
+        steps = Steps(
+            self.state_normalizer.normalize(batch.observations[:, :-1]),
+            self._condition(batch.actions),
+            th.cat([changes, rewards], dim=-1),
+            batch.terminals,
+        )
+        return Steps(*(tensor.flatten(0, 1) for tensor in steps))
+
+    def _after(self, state: th.Tensor, prediction: th.Tensor, ending: th.Tensor) -> th.Tensor:
+        """
+        :param state: ``(batch, obs_dim)``, standardised
+        :param prediction: ``(batch, obs_dim + 1)`` as the targets of :class:`Steps`
+        :param ending: ``(batch,)`` probability that the episode ends
+        :return: channels of the next state, ``(batch, channels)``
+        """
+        change = self.change_normalizer.denormalize(prediction[:, : self.obs_dim])
+        moved = state + change / self.state_normalizer.std
+        return th.cat([moved, prediction[:, self.obs_dim :], self._standardized_ending(ending)], dim=1)
+
+    def _standardized_ending(self, ending: th.Tensor) -> th.Tensor:
+        """Probabilities ``(batch,)`` as a state's last channel, ``(batch, 1)``."""
+        both = th.stack([ending, ending], dim=-1)
+        return self.outcome_normalizer.normalize(both)[:, 1:]
+
+
+def draw_rows(weights: th.Tensor, *shape: int) -> th.Tensor:
+    """
+    Draw rows with replacement.
+
+    :param weights: ``(n,)`` not negative, not all zero
+    :param shape: of the result
+    """
+    return th.multinomial(weights, th.Size(shape).numel(), replacement=True).view(shape)
