@@ -5,7 +5,8 @@ Train on one environment, watch it learn, keep everything.
     python examples/train.py --env Hopper-v5 --steps 10000 --resume runs/Hopper-v5_1
 
 Settings are those of ``hyperparams/polygrad.yml``. Each run gets a folder of its own under ``runs/``: learning curve (csv and
-png), model, the best model met on the way, real steps. Ctrl-C stops early and keeps what was learnt.
+png), model, the best model met on the way, and the latest checkpoints, from which a run goes on exactly, whatever ended it.
+Ctrl-C stops early and keeps what was learnt.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from stable_baselines3.common.utils import get_latest_run_id
 
-from sb3_polygrad import PolyGRAD, load_hyperparams
+from sb3_polygrad import PolyGRAD, ResumableCheckpoints, load_hyperparams
 from sb3_polygrad.benchmark.learning_curves import COLUMNS, StopwatchCallback, evaluation_callback
 from sb3_polygrad.plots.learning_curves import plot
 
@@ -37,8 +38,7 @@ def main() -> None:
         settings = load_hyperparams("polygrad", args.env)
         model = PolyGRAD("MlpPolicy", args.env, seed=args.seed, verbose=1, device=args.device, **settings)
     else:
-        model = PolyGRAD.load(args.resume / "model", env=args.env, device=args.device)
-        model.load_replay_buffer(args.resume / "replay_buffer")
+        model = PolyGRAD.resume(args.resume / "checkpoints", args.env, device=args.device)
     begin = model.num_timesteps
 
     folder = args.runs / f"{args.env}_{get_latest_run_id(str(args.runs), args.env) + 1}"
@@ -55,14 +55,16 @@ def main() -> None:
             best_model_save_path=str(folder),
         )
         evaluation.verbose = 1
+        checkpoints = ResumableCheckpoints(max(args.steps // 10, 1), folder / "checkpoints", keep=2)
+        callbacks = [evaluation, checkpoints]
         start = time.perf_counter()
         try:
-            model.learn(args.steps, callback=evaluation, progress_bar=True, reset_num_timesteps=args.resume is None)
+            model.learn(args.steps, callback=callbacks, progress_bar=True, reset_num_timesteps=args.resume is None)
         except KeyboardInterrupt:
             print("\nstopped early; keeping what was learnt")
         finally:  # whatever ended the run: what was learnt and seen is kept
             model.save(folder / "model")
-            model.save_replay_buffer(folder / "replay_buffer")
+            model.save_checkpoint(folder / "checkpoints", keep=2)
         seconds = time.perf_counter() - start
 
     print(f"\n{model.num_timesteps - begin} real steps of {args.env} in {seconds / 60:.1f} minutes.")
@@ -80,7 +82,8 @@ def main() -> None:
             f"Mean deterministic return of 5 episodes: {means[0]:.0f} at first, {means[-1]:.0f} now, {max(means):.0f} at best."
         )
     print(f"Saved in {folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    print(f"Go on:  {sys.executable} examples/train.py --env {args.env} --steps {args.steps} --resume {folder}")
+    steps = model.timesteps_left or args.steps
+    print(f"Go on:  {sys.executable} examples/train.py --env {args.env} --steps {steps} --resume {folder}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import io
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -15,7 +12,6 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
@@ -32,13 +28,14 @@ from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.policy.real_steps import has_simulator_states, simulator_states, true_successors
 from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PolicyUpdate, PPOUpdate
 from sb3_polygrad.policy.vec_normalize import VecNormalizeView
+from sb3_polygrad.saving import Saving
 from sb3_polygrad.world_models.base import WorldModel
-from sb3_polygrad.world_models.factory import build_world_model, choose
+from sb3_polygrad.world_models.factory import build_world_model
 
 SelfPolyGRAD = TypeVar("SelfPolyGRAD", bound="PolyGRAD")
 
 
-class PolyGRAD(OnPolicyAlgorithm):
+class PolyGRAD(Saving):
     """
     World Models via Policy-Guided Trajectory Diffusion (Rigter et al., https://arxiv.org/abs/2312.08533), Algorithm 3.
 
@@ -177,6 +174,9 @@ class PolyGRAD(OnPolicyAlgorithm):
         self._n_unobserved = 0
         self._gradient_steps_owed = 0
         self._seen_normalized = False
+        # Where in an update the run is, should it be saved and resumed there.
+        self._rollout_step = 0
+        self._in_step = False
         self._pace = PaceWarning()
         if self.env is not None:
             check_arguments(self)
@@ -231,8 +231,13 @@ class PolyGRAD(OnPolicyAlgorithm):
     def _setup_learn(
         self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
     ) -> tuple[int, BaseCallback]:
+        if self._in_step:
+            self._last_obs = None  # the environments have moved on, no one knows where to
+            self._in_step = False
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.interrupt()  # the environments are about to be reset
+        if reset_num_timesteps:
+            self._rollout_step = 0
         self._pace = PaceWarning()
         self._seen_normalized = self._vec_normalize_env is not None
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
@@ -271,18 +276,21 @@ class PolyGRAD(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
         readable = has_simulator_states(env)
-        for _ in range(n_rollout_steps):
+        while self._rollout_step < n_rollout_steps:  # after an interruption, what is left of them
             actions = self._act()
             clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
             states = simulator_states(env) if readable else None
+            self._in_step = True
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
-            # Stored before the callback may stop the run or save the buffer: no real step is lost.
+            # Stored before the callback may stop the run or save it: no real step is lost.
             self._store_steps(clipped_actions, new_obs, rewards, dones, infos, states)  # type: ignore[arg-type]
+            self._update_info_buffer(infos, dones)
+            self._rollout_step += 1
+            self._in_step = False
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            self._update_info_buffer(infos, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -323,6 +331,7 @@ class PolyGRAD(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """World model, imagination, policy, δ (Algorithm 3, lines 6 to 9)."""
+        self._rollout_step = 0
         n_steps = self.n_steps * self.n_envs
         self._gradient_steps_owed += self._gradient_steps_per_update
         if self._in_prefill:
@@ -471,71 +480,3 @@ class PolyGRAD(OnPolicyAlgorithm):
         :return: the model
         """
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    # ------------------------------------------------------------------ saving
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "world_model", "_pace", "_last_original_obs"]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer", "world_model", "world_model.optimizer"], []
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfPolyGRAD], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
-    ) -> SelfPolyGRAD:
-        """
-        Load a saved model; see SB3. What shapes the world model cannot be changed, as SB3 has it for ``policy_kwargs``.
-
-        :param path: file
-        :param args: as in SB3
-        :param kwargs: as in SB3
-        :raises ValueError: if another ``world_model``, ``world_model_kwargs`` or ``horizon`` is given than was saved
-        """
-        fixed = {"world_model": "world_model_name", "world_model_kwargs": "world_model_kwargs", "horizon": "horizon"}
-        given = {name: kwargs.pop(name) for name in fixed if name in kwargs}
-        of_load = inspect.signature(super().load).parameters
-        overrides = [name for name in kwargs if name not in of_load]
-        for name in overrides:
-            choose("load", name, set(inspect.signature(cls.__init__).parameters) - {"self"})
-        model = super().load(path, *args, **kwargs)
-        for name, value in given.items():
-            saved = getattr(model, fixed[name])
-            if (value or {}) != (saved or {}):
-                raise ValueError(f"the saved model has {name}={saved!r}, which cannot be changed to {value!r}: leave it out")
-        # Custom objects stand for what is not needed (the zoo's enjoy puts 0 for every schedule): not to be judged.
-        if overrides and not kwargs.get("custom_objects"):
-            check_arguments(model)
-        return model
-
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save the real steps as a pickle file.
-
-        :param path: file; the suffix ``.pkl`` is added if there is none
-        """
-        save_to_pkl(path, self.replay_buffer, self.verbose)
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load real steps that were saved.
-
-        :param path: file written by :meth:`save_replay_buffer`; being a pickle, only load one that you trust
-        :param truncate_last_traj: kept for SB3's interface; the episodes under way always end where the file ends, since
-            the environments are elsewhere now
-        """
-        buffer = load_from_pkl(path, self.verbose)
-        assert isinstance(buffer, TrajectoryBuffer), "The replay buffer must inherit from TrajectoryBuffer class"
-        ours = self.replay_buffer
-        for name in ("obs_dim", "action_dim", "horizon", "n_envs"):
-            if getattr(buffer, name) != getattr(ours, name):
-                raise ValueError(
-                    f"the saved buffer has {name}={getattr(buffer, name)}, this model {name}={getattr(ours, name)}: "
-                    "load it into a model for the same environments with the same horizon"
-                )
-        buffer.interrupt()
-        self.replay_buffer = buffer.to(self.device)
-        if self._n_updates == 0:  # a fresh world model has seen none of it; it begins as after a random prefill
-            self._n_unobserved = len(buffer) // buffer.n_envs
-            n_updates = min(len(buffer), self.learning_starts) // (self.n_steps * self.n_envs)
-            self._gradient_steps_owed = n_updates * self._gradient_steps_per_update

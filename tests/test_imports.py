@@ -21,9 +21,12 @@ BELOW = {
     "world_models": {"core", "denoisers", "diffusion", "world_models"},
     "policy": {"core", "policy"},
     "checks": {"core", "policy", "world_models"},
-    "polygrad": {"core", "denoisers", "diffusion", "world_models", "policy", "checks"},
+    "checkpoint": {"core"},
+    "saving": {"core", "policy", "world_models", "checks", "checkpoint"},
+    "callbacks": {"saving"},
+    "polygrad": {"core", "denoisers", "diffusion", "world_models", "policy", "checks", "saving"},
 }
-KNOW_SB3 = {"policy", "checks", "polygrad", "zoo", "train", "benchmark", "evaluation"}
+KNOW_SB3 = {"policy", "checks", "saving", "callbacks", "polygrad", "zoo", "train", "benchmark", "evaluation"}
 
 
 def part_of(path: Path) -> str:

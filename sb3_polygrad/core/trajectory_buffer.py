@@ -239,34 +239,49 @@ class TrajectoryBuffer:
             setattr(self, name, getattr(self, name).to(self.device))
         return self
 
+    _shape_names = ("capacity", "obs_dim", "action_dim", "horizon", "n_envs")
     _tensor_names = ("observations", "next_observations", "actions", "rewards", "terminals")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is saved: the steps held, not the empty part of the ring."""
-        state = dict(self.__dict__)
-        state["device"] = th.device("cpu")
-        for name in self._tensor_names:
-            state[name] = state[name][: len(self)].cpu().clone()
-        if self.simulator_states is not None:
-            state["simulator_states"] = self.simulator_states[: len(self)].copy()
-        state["_place"] = self._place[: len(self)].copy()
-        state["_starts"] = self._starts[: self._n_starts].copy()
-        return state
+    def state_dict(self) -> dict[str, Any]:
+        """The steps held (not the empty part of the ring) as tensors and numbers, which load with ``weights_only``."""
+        held = slice(len(self))
+        states = self.simulator_states
+        return {
+            **{name: getattr(self, name) for name in self._shape_names},
+            **{name: getattr(self, name)[held].cpu().clone() for name in self._tensor_names},
+            "simulator_states": None if states is None else th.tensor(states[held]),
+            "position": self.position,
+            "full": self.full,
+            "episode_steps": th.tensor(self._episode_steps),
+            # Their order decides what a random draw means.
+            "starts": th.tensor(self._starts[: self._n_starts]),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> TrajectoryBuffer:
+        """
+        The buffer that a :meth:`state_dict` was made of, on the CPU.
+
+        :param state: from :meth:`state_dict`
+        """
+        buffer = cls.__new__(cls)
+        buffer.__setstate__(state)
+        return buffer
+
+    __getstate__ = state_dict
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore what was saved, with room for the rest of the ring."""
-        self.__dict__.update(state)
-        n_slots = self.capacity * self.n_envs
-
-        def padded(held: th.Tensor) -> th.Tensor:
-            ring = _zeros(n_slots, *held.shape[1:])
-            ring[: len(held)] = held
-            return ring
-
+        shape = {name: state[name] for name in self._shape_names}
+        TrajectoryBuffer.__init__(self, shape.pop("capacity") * state["n_envs"], **shape)
+        self.position, self.full = state["position"], state["full"]
+        held = slice(len(self))
         for name in self._tensor_names:
-            setattr(self, name, padded(state[name]))
-        if self.simulator_states is not None:
-            empty = np.full((n_slots - len(self.simulator_states), self.simulator_states.shape[1]), np.nan)
-            self.simulator_states = np.concatenate([self.simulator_states, empty])
-        self._place = np.concatenate([self._place, np.full(n_slots - len(self._place), -1, dtype=np.int64)])
-        self._starts = np.concatenate([self._starts, np.zeros(n_slots - len(self._starts), dtype=np.int64)])
+            getattr(self, name)[held] = state[name]
+        if state["simulator_states"] is not None:
+            self.simulator_states = np.full((self.capacity * self.n_envs, state["simulator_states"].shape[1]), np.nan)
+            self.simulator_states[held] = state["simulator_states"].numpy()
+        self._episode_steps = state["episode_steps"].numpy().copy()
+        starts = state["starts"].numpy()
+        self._n_starts = len(starts)
+        self._starts[: len(starts)] = starts
+        self._place[starts] = np.arange(len(starts))

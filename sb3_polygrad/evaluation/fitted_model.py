@@ -74,7 +74,7 @@ def fitted_model(
     th.manual_seed(seed)
     model = build_diffusion(data.observations.shape[1], action_low, action_high, horizon, **settings)
     if path.exists():
-        saved = th.load(path)
+        saved = th.load(path, weights_only=True)
         if saved["asked"] != asked:
             raise ValueError(f"{path} holds a model fitted with {saved['asked']}, not with {asked}: name another folder")
         model.load_state_dict(saved["model"])
