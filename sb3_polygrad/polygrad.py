@@ -210,7 +210,7 @@ class PolyGRAD(Saving):
             self.world_model_name, obs_dim, action_low, action_high, self.horizon, self.world_model_kwargs
         ).to(self.device)
         self.replay_buffer = TrajectoryBuffer(
-            self.buffer_size, obs_dim, len(action_low), self.horizon, self.n_envs, self.device
+            self.buffer_size, obs_dim, len(action_low), self.world_model.window, self.n_envs, self.device
         )
         self.rollout_buffer = ImaginedRolloutBuffer(
             self.horizon,

@@ -23,6 +23,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "diffusion",
         dict(TINY_DIFFUSION, sampler="policy_guided", n_diffusion_steps=4, prediction="epsilon"),
     ),
+    "markov": ("diffusion", dict(TINY_DIFFUSION, denoiser="markov_mlp", sampler="staggered", n_levels=2, lag=2.0)),
+    "markov pipelined": ("diffusion", dict(TINY_DIFFUSION, denoiser="markov_mlp", sampler="staggered", n_levels=2, lag=1.0)),
+    "markov policy_guided": (
+        "diffusion",
+        dict(TINY_DIFFUSION, denoiser="markov_mlp", sampler="policy_guided", n_diffusion_steps=4),
+    ),
     "transformer staggered": ("diffusion", dict(TINY_DIFFUSION, denoiser="transformer", sampler="staggered")),
     "transformer policy_guided": (
         "diffusion",
@@ -66,6 +72,11 @@ def observe(model: WorldModel, data: Trajectory) -> None:
     model.observe(*flat, th.stack([data.rewards, data.terminals], dim=-1).flatten(0, 1))
 
 
+def cut(windows: Trajectory, length: int) -> Trajectory:
+    """The first steps of windows."""
+    return Trajectory(windows.observations[:, : length + 1], *(tensor[:, :length] for tensor in windows[1:]))
+
+
 def fitted(name: str = "staggered", n_fits: int = 3, **changes: Any) -> WorldModel:
     """A small world model after some gradient steps."""
     model = build(name, **changes)
@@ -73,5 +84,5 @@ def fitted(name: str = "staggered", n_fits: int = 3, **changes: Any) -> WorldMod
     observe(model, data)
     for _ in range(n_fits):
         rows = th.randint(len(data.rewards), (64,))
-        model.fit(Trajectory(*(tensor[rows] for tensor in data)))
+        model.fit(cut(Trajectory(*(tensor[rows] for tensor in data)), model.window))
     return model.eval()

@@ -10,6 +10,7 @@ import torch as th
 from torch import nn
 from torch.distributions import Normal
 
+from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.diffusion.staggered import StaggeredSampler
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 from tests.known_system import HIGH, HORIZON, LOW, build, fitted, observe, policy, real_windows
@@ -28,7 +29,7 @@ def test_adapt_reports_what_there_is_to_log(name: str) -> None:
 # ---------------------------------------------------------------------- an oracle in place of the network
 
 
-class Oracle(nn.Module):
+class Oracle(Denoiser):
     """
     Knows s' = 0.5 s + a, reward 0.25 s and the ending s' > 0.8, all in standardised units.
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch as th
 from torch import nn
 
+from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.denoisers.embeddings import FourierEmbedding
 
 
-class ResidualMLP(nn.Module):
+def residual_block(width: int) -> nn.Module:
+    """What is added to x in a block: ``Linear(ReLU(LayerNorm(x)))``."""
+    return nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
+
+
+class ResidualMLP(Denoiser):
     """
     Denoises a trajectory as one flat vector: the noisy states and the actions are projected once, the embedding of the
     diffusion step is added, then come ``n_layers`` blocks ``x + Linear(ReLU(LayerNorm(x)))``.
@@ -30,18 +36,11 @@ class ResidualMLP(nn.Module):
         n_states = (horizon + 1) * channels
         self.project = nn.Linear(n_states + horizon * action_dim, width)
         self.embed = FourierEmbedding(width, n_levels)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)) for _ in range(n_layers)
-        )
+        self.blocks = nn.ModuleList(residual_block(width) for _ in range(n_layers))
         self.head = nn.Linear(width, n_states)
 
     def forward(self, noisy: th.Tensor, actions: th.Tensor, level: th.Tensor) -> th.Tensor:
-        """
-        :param noisy: ``(batch, horizon + 1, channels)``
-        :param actions: ``(batch, horizon, action_dim)``, standardised
-        :param level: ``(batch, n_levels)`` or ``(1, n_levels)``, noise levels in [0, 1]
-        :return: ``(batch, horizon + 1, channels)``
-        """
+        """See :class:`Denoiser`; ``horizon`` steps."""
         x = self.project(th.cat([noisy.flatten(1), actions.flatten(1)], dim=1)) + self.embed(level)
         for block in self.blocks:
             x = x + block(x)

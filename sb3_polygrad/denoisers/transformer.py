@@ -6,6 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.denoisers.embeddings import FourierEmbedding
 
 
@@ -34,7 +35,7 @@ class Block(nn.Module):
         return tokens + self.mlp(tokens)
 
 
-class Transformer(nn.Module):
+class Transformer(Denoiser):
     """
     Denoises a trajectory token by token: token t + 1 holds the noisy state t + 1 and the action t that led there.
 
@@ -64,13 +65,7 @@ class Transformer(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
 
     def forward(self, noisy: th.Tensor, actions: th.Tensor, level: th.Tensor) -> th.Tensor:
-        """
-        :param noisy: ``(batch, horizon + 1, channels)``
-        :param actions: ``(batch, horizon, action_dim)``, standardised
-        :param level: ``(batch, n_levels)`` or ``(1, n_levels)``, noise levels in [0, 1]; one, or one for each state but the
-            first
-        :return: ``(batch, horizon + 1, channels)``
-        """
+        """See :class:`Denoiser`; ``horizon`` steps."""
         tokens = self.embed_token(th.cat([noisy, pad(actions, (0, 0, 1, 0))], dim=2))  # no action leads to the start
         levels = pad(level.expand(-1, actions.shape[1]), (1, 0))  # (batch or 1, horizon + 1)
         embedded = self.embed_level(levels.reshape(-1, 1)).view(*levels.shape, -1)

@@ -37,6 +37,8 @@ class Task(NamedTuple):
     :param noise: ``(batch, horizon, action_dim)`` standard normal draws, one per action
     :param action_mean: ``(action_dim,)`` of the real actions
     :param action_std: ``(action_dim,)`` of the real actions
+    :param markov: the denoiser's output for a state depends on this state, the one before and the action between alone, so
+        that it need be asked only about states that change
     """
 
     denoiser: Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
@@ -47,6 +49,7 @@ class Task(NamedTuple):
     noise: th.Tensor
     action_mean: th.Tensor
     action_std: th.Tensor
+    markov: bool = False
 
 
 class Sample(NamedTuple):

@@ -66,8 +66,11 @@ class StaggeredSampler(nn.Module):
         self.register_buffer("levels", levels.float(), persistent=False)
         self.register_buffer("noisy_weight", noisy_weight.float()[..., None], persistent=False)
         self.register_buffer("clean_weight", clean_weight.float()[..., None], persistent=False)
-        # States before the first noisy one are done; so are their actions.
-        self._first_noisy = [int((row > 0.0).nonzero()[0]) for row in levels[:-1]]
+        # Which states change in an iteration: those not clean yet before it and not pure noise any more after it. With L > K
+        # there are iterations in which none does.
+        changing = (levels[:-1] > 0.0) & (levels[1:] < 1.0)
+        rows = [(m, row.nonzero().flatten().tolist()) for m, row in enumerate(changing)]
+        self._changing = [(m, row[0], row[-1] + 1) for m, row in rows if row]
 
     def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
         """
@@ -75,10 +78,11 @@ class StaggeredSampler(nn.Module):
         ramps are favoured) and random position, cut to [0, 1]; some examples have one level for all states.
         """
         batch, device = len(clean), clean.device
+        n_steps = clean.shape[1] - 1
         slope = th.rand(batch, 1, device=device).square() * (th.rand(batch, 1, device=device) >= self.flat_share)
-        reach = slope * (self.horizon - 1)
+        reach = slope * (n_steps - 1)
         start = th.rand(batch, 1, device=device) * (1.0 + reach) - reach
-        levels = (start + slope * th.arange(self.horizon, device=device)).clamp(0.0, 1.0)
+        levels = (start + slope * th.arange(n_steps, device=device)).clamp(0.0, 1.0)
         levels = nn.functional.pad(levels, (1, 0))  # (batch, horizon + 1)
         angle = levels[..., None] * (math.pi / 2)
         noisy = angle.cos() * clean + angle.sin() * th.randn_like(clean)
@@ -90,14 +94,18 @@ class StaggeredSampler(nn.Module):
         states[:, 0] = task.first
         # Before anything is known, every state is taken for the first one; the first action is final already.
         actions = draw(task.policy(task.first[:, None]), task.noise)
-        for m, begin in enumerate(self._first_noisy):
-            output = task.denoiser(states, task.condition(actions), self.levels[m : m + 1, 1:])
-            clean = task.bound(output)
-            states = self.clean_weight[m] * clean + self.noisy_weight[m] * states
+        for m, begin, end in self._changing:
+            # A Markov denoiser is asked about the states that change, any other about all; the one before those is clean.
+            first, last = (begin, end) if task.markov else (1, self.horizon + 1)
+            steps, now = slice(first - 1, last - 1), slice(begin, last)
+            level = self.levels[m : m + 1, first:last]
+            output = task.denoiser(states[:, first - 1 : last], task.condition(actions[:, steps]), level)
+            clean = task.bound(output[:, 1:][:, begin - first :])
+            states[:, now] = self.clean_weight[m, now] * clean + self.noisy_weight[m, now] * states[:, now]
+            # An action is drawn anew while its state still changes. (None is taken in the last state.)
+            acting = slice(begin, min(last, self.horizon))
             if begin < self.horizon:
-                # An action is drawn anew while its state still changes.
-                redrawn = draw(task.policy(clean[:, begin:-1]), task.noise[:, begin:])
-                actions = th.cat([actions[:, :begin], redrawn], dim=1)
+                actions[:, acting] = draw(task.policy(clean[:, : acting.stop - begin]), task.noise[:, acting])
         return Sample(states, actions)
 
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:

@@ -38,14 +38,17 @@ class WorldModel(nn.Module, ABC):
 
     :param obs_dim: length of an observation
     :param action_dim: length of an action
-    :param horizon: steps of the windows it is fitted on and of the trajectories it imagines
+    :param horizon: steps of the trajectories that it imagines, of the windows it is fitted on, too, unless it says so
     """
 
     optimizer: th.optim.Optimizer
+    window: int
+    """Steps of the windows that :meth:`fit` takes."""
 
     def __init__(self, obs_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__()
         self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
+        self.window = horizon
 
     @abstractmethod
     def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
@@ -63,7 +66,7 @@ class WorldModel(nn.Module, ABC):
         """
         One gradient step on real windows.
 
-        :param batch: windows of ``horizon`` steps
+        :param batch: windows of ``window`` steps
         :return: scalar tensors to log, on the device, detached; ``"loss"`` is one of them
         """
 

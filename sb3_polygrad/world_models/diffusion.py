@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch as th
 from torch import nn
 
+from sb3_polygrad.core.normalizer import RunningNormalizer
 from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.diffusion.base import Sampler, Task
 from sb3_polygrad.world_models.base import Context, PolicyFn
 from sb3_polygrad.world_models.standardized import DEFAULT_FIT_SETTINGS, FitSettings, StandardizedWorldModel
@@ -22,10 +24,11 @@ class DiffusionWorldModel(StandardizedWorldModel):
     :param action_low: ``(action_dim,)`` lower bounds of the action box
     :param action_high: ``(action_dim,)`` upper bounds of the action box
     :param horizon: steps per trajectory
-    :param denoiser: network ``(noisy, actions, level) -> output``, see :mod:`sb3_polygrad.denoisers`
+    :param denoiser: the network
     :param sampler: how trajectories are noised for training, and denoised under a policy
     :param fit_settings: optimiser and average
     :param bound_margin: clean estimates stay within what was really seen, widened by this share on each side
+    :param window: steps of the windows it is fitted on; ``horizon`` if not given
     """
 
     def __init__(
@@ -34,15 +37,24 @@ class DiffusionWorldModel(StandardizedWorldModel):
         action_low: th.Tensor,
         action_high: th.Tensor,
         horizon: int,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         sampler: Sampler,
         fit_settings: FitSettings = DEFAULT_FIT_SETTINGS,
         bound_margin: float = 0.5,
+        window: int | None = None,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, fit_settings, bound_margin)
+        self.window = window or horizon
+        self.change_normalizer = RunningNormalizer(obs_dim)
         self.denoiser = denoiser
         self.sampler = sampler
         self._will_learn(denoiser)
+
+    def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
+        """See :meth:`WorldModel.observe`."""
+        super().observe(observations, next_observations, actions, outcomes)
+        self.change_normalizer.update(next_observations - observations)
+        self.denoiser.observe_changes(self.change_normalizer.std / self.state_normalizer.std)
 
     def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`; Algorithm 1, lines 3 to 6."""
@@ -53,7 +65,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
         actions = th.where(batch.mask[..., None] > 0.0, batch.actions, strangers)
         corrupted = self.sampler.corrupt(clean, self._condition(actions))
         output = self.denoiser(corrupted.noisy, corrupted.actions, corrupted.level)
-        loss = nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
+        loss = self.denoiser.loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
         self._learn(self.denoiser, loss)
         return {"loss": loss.detach()}
 
@@ -71,6 +83,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
             noise=th.randn(len(start), self.horizon, self.action_dim, device=start.device),
             action_mean=self.action_normalizer.denormalize(th.zeros(self.action_dim, device=start.device)),
             action_std=self.action_normalizer.std,
+            markov=self.denoiser.markov,
         )
         sample = self.sampler.sample(task)
         return self._decode(sample.states, sample.actions, start, bound.faulty)

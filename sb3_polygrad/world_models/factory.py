@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch as th
-from torch import nn
 
 from sb3_polygrad.core.controllers import DeltaController
+from sb3_polygrad.denoisers.base import Denoiser
+from sb3_polygrad.denoisers.markov_mlp import MarkovMLP
 from sb3_polygrad.denoisers.residual_mlp import ResidualMLP
 from sb3_polygrad.denoisers.transformer import Transformer
 from sb3_polygrad.diffusion.base import Sampler
@@ -122,7 +123,7 @@ def build_diffusion(
     :param action_low: lower bounds of the action box
     :param action_high: upper bounds of the action box
     :param horizon: steps per trajectory
-    :param denoiser: network, ``"residual_mlp"`` or ``"transformer"``
+    :param denoiser: network, ``"markov_mlp"``, ``"residual_mlp"`` (Table 2) or ``"transformer"`` (Table 3)
     :param width: width of the network; None for the paper's, by denoiser and horizon (Tables 2 and 3)
     :param n_layers: number of its blocks (Tables 2 and 3: 6)
     :param n_heads: attention heads of the transformer (Table 3: 4)
@@ -148,8 +149,9 @@ def build_diffusion(
     check_sizes(width=network_width, n_layers=n_layers)
     channels, action_dim = obs_dim + 2, len(action_low)
     n_level_inputs = horizon if sampler == "staggered" else 1
-    networks: dict[str, Callable[[], nn.Module]] = {
+    networks: dict[str, Callable[[], Denoiser]] = {
         "residual_mlp": lambda: ResidualMLP(horizon, channels, action_dim, n_level_inputs, network_width, n_layers),
+        "markov_mlp": lambda: MarkovMLP(obs_dim, action_dim, network_width, n_layers),
         "transformer": lambda: Transformer(horizon, channels, action_dim, network_width, n_layers, n_heads),
     }
 
@@ -163,19 +165,22 @@ def build_diffusion(
         "staggered": lambda: StaggeredSampler(horizon, n_levels, lag),
     }
     choose("world_model_kwargs['sampler']", sampler, samplers)
+    network = networks[denoiser]()
     return DiffusionWorldModel(
         obs_dim,
         action_low,
         action_high,
         horizon,
-        denoiser=networks[denoiser](),
+        denoiser=network,
         sampler=samplers[sampler](),
         fit_settings=FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every),
+        # Where the state before is clean whenever it is looked at, single steps are all there is to learn from.
+        window=1 if network.markov and sampler == "staggered" and lag >= n_levels else None,
     )
 
 
 SETTINGS_OF: dict[str, dict[str, set[str]]] = {
-    "denoiser": {"residual_mlp": set(), "transformer": {"n_heads"}},
+    "denoiser": {"markov_mlp": set(), "residual_mlp": set(), "transformer": {"n_heads"}},
     "sampler": {
         "staggered": {"n_levels", "lag"},
         "policy_guided": {
