@@ -100,7 +100,7 @@ def test_future_influence_of_a_denoiser_that_looks_ahead_and_of_one_that_does_no
 
     influences = []
     for looks_ahead in (False, True):
-        model = small_model(n_levels=1)
+        model = small_model(denoiser="residual_mlp", n_levels=1)
         model.average = _Chain(looks_ahead)  # type: ignore[assignment]
         influences.append(future_influence(model, th.zeros(4_000, 2), policy))
     assert influences[0] == 0.0
@@ -152,20 +152,22 @@ def test_study_from_dataset_to_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     make_dataset.main()
     monkeypatch.setattr("sys.argv", ["sampler_study", "--data", str(tmp_path / "data"), "--models", str(tmp_path / "models"),
                                      "--horizon", "4", "--gradient-steps", "5", "--width", "16", "--layers", "1",
-                                     "--levels", "1", "2", "--lags", "1", "--diffusion-steps", "3", "--delta-rounds", "1",
+                                     "--levels", "1", "2", "--lags", "1", "--denoisers", "residual_mlp", "markov_mlp",
+                                     "--diffusion-steps", "3", "--delta-rounds", "1",
                                      "--stds", "0.5", "--trajectories", "40", "--replays", "10",
                                      "--out", str(tmp_path / "results" / "study")])  # fmt: skip
     sampler_study.main()
     with (tmp_path / "results" / "study.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["sampler"], row["K"], row["N"], row["calls"]) for row in rows] == [
-        ("staggered", "1", "", "4"),
-        ("staggered", "2", "", "5"),
-        ("policy_guided", "", "3", "3"),
+    assert [(row["sampler"], row["denoiser"], row["K"], row["N"], row["calls"]) for row in rows] == [
+        ("staggered", "residual_mlp", "1", "", "4"),
+        ("staggered", "residual_mlp", "2", "", "5"),
+        ("staggered", "markov_mlp", "1", "", "4"),
+        ("policy_guided", "residual_mlp", "", "3", "3"),
     ]
     assert all(float(row["mse9_median"]) > 0.0 for row in rows)
     with (tmp_path / "results" / "study_steps.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"] * 3
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"] * 4
     sampler_errors.plot([tmp_path / "results" / "study_steps.csv"], tmp_path / "errors.png")
     (tmp_path / "grid.csv").write_text(
         "env,horizon,sampler,K,L,sigma,calls,mse9_median\n"
@@ -174,7 +176,7 @@ def test_study_from_dataset_to_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     sampler_grid.plot(tmp_path / "grid.csv", tmp_path / "grid.png")  # one cell was not measured
     assert all((tmp_path / name).stat().st_size > 1_000 for name in ("errors.png", "grid.png"))
     facts = json.loads((tmp_path / "results" / "study.json").read_text())
-    assert facts["dataset"]["transitions"] == 800 and facts["training"]["staggered"]["gradient_steps"] == 5
+    assert facts["dataset"]["transitions"] == 800 and facts["training"]["staggered_markov_mlp"]["gradient_steps"] == 5
 
 
 def test_spread_study_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

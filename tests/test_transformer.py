@@ -77,7 +77,7 @@ def test_no_width_is_the_papers(denoiser: str, horizon: int, width: int) -> None
 @pytest.mark.parametrize(
     ("settings", "unused"),
     [
-        ({"n_heads": 2}, "n_heads belong to another denoiser than 'residual_mlp'"),
+        ({"n_heads": 2}, "n_heads belong to another denoiser than 'markov_mlp'"),
         ({"sampler": "policy_guided", "guidance": "random_actions", "delta": 0.1}, "delta belong to another guidance"),
         ({"sampler": "policy_guided", "lag": 2.0}, "lag belong to another sampler than 'policy_guided'"),
     ],

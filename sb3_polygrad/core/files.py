@@ -59,6 +59,9 @@ def fault_of_archive(path: Path) -> str | None:
         return "it is empty"
     try:
         with zipfile.ZipFile(path) as archive:
+            # In a file that is cut off, the directory of an archive that is a part of it can pass for its own.
+            if min((part.header_offset for part in archive.infolist()), default=0) > 0:
+                return "it is cut off: its directory is not there"
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
         return f"it is cut off, or no zip file at all ({error})"

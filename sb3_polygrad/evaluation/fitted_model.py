@@ -27,7 +27,7 @@ def fit(model: DiffusionWorldModel, data: Dataset, gradient_steps: int, batch_si
         for array in (data.observations, data.next_observations, data.actions, data.rewards, data.terminated)
     )
     model.observe(observations, next_observations, actions, th.stack([rewards, terminated], dim=1))
-    buffer = data.to_buffer(model.horizon)
+    buffer = data.to_buffer(model.window)
     clock, processor = time.perf_counter(), time.process_time()
     losses = th.stack([model.fit(buffer.sample(batch_size))["loss"] for _ in range(gradient_steps)])
     return {

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -188,18 +189,20 @@ def candidates(args: argparse.Namespace, data: Dataset, simulator: Simulator) ->
         low, high = simulator.action_low, simulator.action_high
         return fitted_model(path, data, low, high, args.horizon, {**size, **settings}, args.gradient_steps, seed=args.seed)
 
-    if args.levels:
-        staggered, training = model("staggered", {"sampler": "staggered"})
-    for n_levels in args.levels:
-        for lag in args.lags:
+    for denoiser in args.denoisers if args.levels else []:
+        name = f"staggered_{denoiser}"
+        staggered, training = model(name, {"sampler": "staggered", "denoiser": denoiser})
+        for n_levels, lag in itertools.product(args.levels, args.lags):
+            if lag < n_levels and staggered.window == 1:
+                continue  # a model of single steps has never seen a state before that is noisy
             candidate = copy.deepcopy(staggered)
             candidate.sampler = StaggeredSampler(args.horizon, n_levels, lag)
-            yield Candidate(candidate, {"sampler": "staggered", "K": n_levels, "L": lag}, "staggered", training)
+            yield Candidate(candidate, {"sampler": "staggered", "denoiser": denoiser, "K": n_levels, "L": lag}, name, training)
     for n_steps in args.diffusion_steps:
         settings = {"sampler": "policy_guided", "n_diffusion_steps": n_steps, **args.policy_guided}
         name = f"policy_guided_{n_steps}"
-        guided, training = model(name, settings)
-        yield Candidate(guided, {"sampler": "policy_guided", "N": n_steps}, name, training)
+        guided, training = model(name, {"denoiser": "residual_mlp", **settings})
+        yield Candidate(guided, {"sampler": "policy_guided", "denoiser": "residual_mlp", "N": n_steps}, name, training)
 
 
 def study(args: argparse.Namespace) -> None:
@@ -247,6 +250,7 @@ def main() -> None:
     parser.add_argument("--gradient-steps", type=int, default=5_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--denoisers", nargs="+", default=["markov_mlp", "residual_mlp"], help="of the staggered sampler")
     parser.add_argument("--levels", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32], help="K of the staggered sampler")
     parser.add_argument("--lags", type=float, nargs="*", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of the staggered sampler")
     parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[128, 32], help="N of the policy-guided sampler")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,17 +75,21 @@ def samplers(args: argparse.Namespace, system: LinearGaussianSystem) -> Iterator
         bounds = system.action_low, system.action_high
         return fitted_model(path, data, *bounds, args.horizon, {**size, **settings}, args.gradient_steps, seed=args.seed)[0]
 
-    staggered = model("staggered", {"sampler": "staggered"})
-    for n_levels in args.levels:
-        for lag in args.lags:
+    for denoiser in args.denoisers:
+        staggered = model(f"staggered_{denoiser}", {"sampler": "staggered", "denoiser": denoiser})
+        for n_levels, lag in itertools.product(args.levels, args.lags):
+            if lag < n_levels and staggered.window == 1:
+                continue  # a model of single steps has never seen a state before that is noisy
             candidate = copy.deepcopy(staggered)
             candidate.sampler = StaggeredSampler(args.horizon, n_levels, lag)
-            yield candidate, {"sampler": "staggered", "K": n_levels, "L": lag}
+            yield candidate, {"sampler": "staggered", "denoiser": denoiser, "K": n_levels, "L": lag}
     for n_steps in args.diffusion_steps:
-        guided = model(f"policy_guided_{n_steps}", {"sampler": "policy_guided", "n_diffusion_steps": n_steps})
+        guided = model(
+            f"policy_guided_{n_steps}", {"sampler": "policy_guided", "denoiser": "residual_mlp", "n_diffusion_steps": n_steps}
+        )
         start = data.observations[:: len(data.observations) // 200]
         guided = tune_delta(guided, th.as_tensor(start), system.policy(args.std), args.delta_rounds)
-        yield guided, {"sampler": "policy_guided", "N": n_steps}
+        yield guided, {"sampler": "policy_guided", "denoiser": "residual_mlp", "N": n_steps}
 
 
 def main() -> None:
@@ -96,6 +101,7 @@ def main() -> None:
     parser.add_argument("--gradient-steps", type=int, default=5_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--denoisers", nargs="+", default=["markov_mlp", "residual_mlp"], help="of the staggered sampler")
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="K of the staggered sampler")
     parser.add_argument("--lags", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of the staggered sampler")
     parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[128, 32], help="N of the policy-guided sampler")

@@ -96,13 +96,13 @@ def build_diffusion(
     action_high: th.Tensor,
     horizon: int,
     *,
-    denoiser: str = "residual_mlp",
+    denoiser: str | None = None,
     width: int | None = 256,
     n_layers: int = 4,
     n_heads: int = 4,
     sampler: str = "staggered",
-    n_levels: int = 2,
-    lag: float = 1.0,
+    n_levels: int = 1,
+    lag: float | None = None,
     n_diffusion_steps: int = 32,
     noise_tau: float = 1.0,
     prediction: Prediction = "x0",
@@ -123,13 +123,15 @@ def build_diffusion(
     :param action_low: lower bounds of the action box
     :param action_high: upper bounds of the action box
     :param horizon: steps per trajectory
-    :param denoiser: network, ``"markov_mlp"``, ``"residual_mlp"`` (Table 2) or ``"transformer"`` (Table 3)
+    :param denoiser: network, ``"markov_mlp"``, ``"residual_mlp"`` (Table 2) or ``"transformer"`` (Table 3); by default the
+        first for the staggered sampler and the second for the policy-guided one
     :param width: width of the network; None for the paper's, by denoiser and horizon (Tables 2 and 3)
     :param n_layers: number of its blocks (Tables 2 and 3: 6)
     :param n_heads: attention heads of the transformer (Table 3: 4)
     :param sampler: ``"policy_guided"`` (the paper's) or ``"staggered"``
     :param n_levels: K of the staggered sampler, iterations that a state takes from noise to clean
-    :param lag: L of the staggered sampler, iterations by which a state is behind its predecessor
+    :param lag: L of the staggered sampler, iterations by which a state is behind its predecessor; by default K for
+        ``"markov_mlp"``, which wants the state before clean, and 1 for networks that see all of the trajectory
     :param n_diffusion_steps: N (Table 4: 128)
     :param noise_tau: τ of the cosine schedule (Table 4: 1; 0.1 for Hopper)
     :param prediction: ``"x0"`` as the released runs, or ``"epsilon"`` as the paper writes it
@@ -144,7 +146,12 @@ def build_diffusion(
     :param ema_decay: of the average of the weights that imagines
     :param ema_every: gradient steps between updates of that average
     """
+    choose("world_model_kwargs['sampler']", sampler, SETTINGS_OF["sampler"])
+    if denoiser is None:
+        denoiser = DENOISER_FOR[sampler]
     choose("world_model_kwargs['denoiser']", denoiser, SETTINGS_OF["denoiser"])
+    if lag is None:
+        lag = float(n_levels) if denoiser == "markov_mlp" else 1.0
     network_width = paper_width(denoiser, horizon) if width is None else width
     check_sizes(width=network_width, n_layers=n_layers)
     channels, action_dim = obs_dim + 2, len(action_low)
@@ -164,7 +171,6 @@ def build_diffusion(
         "policy_guided": policy_guided,
         "staggered": lambda: StaggeredSampler(horizon, n_levels, lag),
     }
-    choose("world_model_kwargs['sampler']", sampler, samplers)
     network = networks[denoiser]()
     return DiffusionWorldModel(
         obs_dim,
@@ -178,6 +184,9 @@ def build_diffusion(
         window=1 if network.markov and sampler == "staggered" and lag >= n_levels else None,
     )
 
+
+DENOISER_FOR = {"staggered": "markov_mlp", "policy_guided": "residual_mlp"}
+"""What a sampler is given if no denoiser is asked for. Policy-guided diffusion needs one that sees the whole trajectory."""
 
 SETTINGS_OF: dict[str, dict[str, set[str]]] = {
     "denoiser": {"markov_mlp": set(), "residual_mlp": set(), "transformer": {"n_heads"}},
@@ -198,9 +207,11 @@ SETTINGS_OF: dict[str, dict[str, set[str]]] = {
 
 def _warn_of_unused(kwargs: Mapping[str, Any]) -> None:
     """Say which of the given settings belong to an option that was not chosen."""
-    defaults = inspect.signature(build_diffusion).parameters
+    defaults = {name: parameter.default for name, parameter in inspect.signature(build_diffusion).parameters.items()}
+    choices = {choice: kwargs.get(choice, defaults[choice]) for choice in SETTINGS_OF}
+    choices["denoiser"] = choices["denoiser"] or DENOISER_FOR.get(choices["sampler"])
     for choice, options in SETTINGS_OF.items():
-        chosen = kwargs.get(choice, defaults[choice].default)
+        chosen = choices[choice]
         foreign = set().union(*(names for option, names in options.items() if option != chosen)) - options.get(chosen, set())
         unused = sorted(foreign & set(kwargs))
         if unused:
