@@ -19,7 +19,7 @@ from torch.distributions import Normal
 
 from sb3_polygrad.checks import check_arguments, check_spaces
 from sb3_polygrad.core.controllers import adapted_share
-from sb3_polygrad.core.on_policy import action_autocorrelation, action_std, standardized_actions
+from sb3_polygrad.core.on_policy import action_diagnostics, action_std, standardized_actions
 from sb3_polygrad.core.pace import PaceWarning
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
@@ -383,6 +383,18 @@ class PolyGRAD(Saving):
         view = VecNormalizeView(self._vec_normalize_env, self.device)
         return self.world_model.imagine(start, lambda observations: self._distribution(view.observations(observations)))
 
+    def standardized_actions(self, trajectory: Trajectory) -> th.Tensor:
+        """
+        Eq. 9 for imagined actions under the present policy: independent N(0, 1) if they are its draws.
+
+        :param trajectory: as :meth:`imagine` returned it
+        :return: ``(batch, horizon, action_dim)``
+        """
+        view = VecNormalizeView(self._vec_normalize_env, self.device)
+        with th.no_grad():
+            normal = self._distribution(view.observations(trajectory.observations[:, :-1]))
+        return standardized_actions(trajectory, normal.mean, normal.stddev)
+
     def _distribution(self, observations: th.Tensor) -> Normal:
         """The policy at observations ``(..., obs_dim)`` as it sees them, shaped ``(..., action_dim)``."""
         lead = observations.shape[:-1]
@@ -420,16 +432,14 @@ class PolyGRAD(Saving):
         )
 
         standardized = standardized_actions(trajectory, normal.mean, normal.stddev)
-        spread = action_std(standardized, trajectory.mask)
-        adapted = self.world_model.adapt(spread, normal.stddev)
+        adapted = self.world_model.adapt(action_std(standardized, trajectory.mask), normal.stddev)
         self._record_means("train", {**metrics, "std": policy.relative_std.mean()})
         n_steps = trajectory.mask.sum()
         self._record_means(
             "imagination",
             {
                 **adapted,
-                "action_std": spread,
-                "action_autocorr": action_autocorrelation(standardized, trajectory.mask),
+                **action_diagnostics(standardized, trajectory),
                 "reward_mean": (trajectory.rewards * trajectory.mask).sum() / n_steps,
                 "terminal_rate": (trajectory.terminals * trajectory.mask).sum() / n_steps,
                 "horizon_mean": n_steps / len(trajectory.mask),

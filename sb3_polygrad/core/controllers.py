@@ -47,6 +47,7 @@ class DeltaController(nn.Module):
         """
         return th.minimum(self.log_delta.exp(), policy_variance.amin())
 
+    @th.no_grad()
     def update(self, action_std: th.Tensor, policy_variance: th.Tensor) -> th.Tensor:
         """
         One step of Eq. 10 on log δ, held at its bound.

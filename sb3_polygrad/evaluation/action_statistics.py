@@ -1,75 +1,90 @@
-"""Whether imagined actions are draws from the policy: statistics of standardised actions over the steps that happened."""
+"""
+Whether the actions that a saved model imagines are draws from its policy.
+
+    python -m sb3_polygrad.evaluation.action_statistics MODEL.zip --buffer BUFFER.pkl --out actions
+
+Trajectories are imagined from observations of the saved buffer (``model.save_replay_buffer``). Prints, and with ``--out``
+writes as csv and json, over the steps that happened: standard deviation and mean of the standardised actions (a - μ) / σ,
+their Kolmogorov-Smirnov distance to N(0, 1), their lag-1 autocorrelation, and how much of them a linear function of the
+observation predicts on other trajectories (R²); draws from the policy have 1, 0, 0, 0, 0. A row per step has the standard
+deviation there. A model that was trained under ``VecNormalize`` needs its statistics, as ``VecNormalize.save`` or the zoo
+wrote them.
+"""
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+from typing import Any
+
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_polygrad.core.on_policy import action_autocorrelation, action_std
+from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.on_policy import action_statistics, per_step_std
+from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.polygrad import PolyGRAD
 
 
-def ks_distance(samples: th.Tensor) -> float:
+def measure(model: PolyGRAD, n_trajectories: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
-    Kolmogorov-Smirnov distance between samples and N(0, 1): the largest gap between the two distribution functions.
-
-    :param samples: any shape
+    :param model: with a fitted world model and real steps in its buffer
+    :param n_trajectories: to imagine
+    :return: a row on the whole and a row per step
     """
-    ordered = samples.flatten().double().sort().values
-    exact = th.special.ndtr(ordered)
-    steps = th.arange(len(ordered) + 1, dtype=th.float64) / len(ordered)
-    return float(th.maximum(steps[1:] - exact, exact - steps[:-1]).max())
+    trajectory = model.imagine(n_trajectories)
+    standardized = model.standardized_actions(trajectory)
+    statistics = action_statistics(standardized, trajectory.observations[:, :-1], trajectory.mask)
+    spreads = per_step_std(standardized, trajectory.mask)
+    counts = trajectory.mask.sum(dim=0)
+    steps = [
+        {"step": t + 1, "action_std": float(spread), "n": int(count)}
+        for t, (spread, count) in enumerate(zip(spreads, counts, strict=True))
+    ]
+    return {"trajectories": n_trajectories, "steps": int(counts.sum()), **statistics}, steps
 
 
-def predictable_share(standardized: th.Tensor, observations: th.Tensor, mask: th.Tensor) -> float:
-    """
-    Held-out R² of a linear prediction of the standardised actions from the observations in which they were taken.
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="written by model.save")
+    parser.add_argument("--buffer", type=Path, required=True, help="written by model.save_replay_buffer")
+    parser.add_argument("--vec-normalize", type=Path, help="statistics of VecNormalize; needs --env")
+    parser.add_argument("--env", help="environment, for --vec-normalize")
+    parser.add_argument("--trajectories", type=int, default=2_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="path of the results, without suffix")
+    args = parser.parse_args()
+    if (args.vec_normalize is None) != (args.env is None):
+        parser.error("--vec-normalize and --env belong together")
 
-    Zero (or, by estimation error, a little less) if the actions are draws. Every second trajectory fits, the others test.
-
-    :param standardized: ``(batch, horizon, action_dim)``
-    :param observations: ``(batch, horizon, obs_dim)``
-    :param mask: ``(batch, horizon)``
-    """
-    happened = mask > 0.0
-    parts = []
-    for half in (slice(0, None, 2), slice(1, None, 2)):
-        inputs, outputs = observations[half][happened[half]].double(), standardized[half][happened[half]].double()
-        parts.append((inputs, outputs))
-    (fit_inputs, fit_outputs), (test_inputs, test_outputs) = parts
-    center, scale = fit_inputs.mean(dim=0), fit_inputs.std(dim=0).clamp(min=1e-8)
-
-    def features(inputs: th.Tensor) -> th.Tensor:
-        return th.nn.functional.pad((inputs - center) / scale, (0, 1), value=1.0)
-
-    # A ridge keeps features that are nearly the same from being told apart by chance.
-    design = features(fit_inputs)
-    gram = design.T @ design + 1e-6 * len(design) * th.eye(design.shape[1], dtype=th.float64)
-    weights = th.linalg.solve(gram, design.T @ fit_outputs)
-    residual = test_outputs - features(test_inputs) @ weights
-    return float(1.0 - residual.square().mean() / (test_outputs - test_outputs.mean(dim=0)).square().mean())
-
-
-def per_step_std(standardized: th.Tensor, mask: th.Tensor) -> th.Tensor:
-    """
-    Standard deviation at every step, over trajectories, averaged over action dimensions.
-
-    :param standardized: ``(batch, horizon, action_dim)``
-    :param mask: ``(batch, horizon)``
-    :return: ``(horizon,)``
-    """
-    return th.stack([action_std(standardized[:, t : t + 1], mask[:, t : t + 1]) for t in range(mask.shape[1])])
+    th.set_num_threads(args.threads)
+    env: VecEnv | None = None
+    if args.env is not None:
+        n_envs = PolyGRAD.load(args.model, device="cpu").n_envs
+        env = VecNormalize.load(str(args.vec_normalize), make_vec_env(args.env, n_envs))
+        env.training = False
+    model = PolyGRAD.load(args.model, env=env, device="cpu")
+    model.load_replay_buffer(args.buffer)
+    th.manual_seed(args.seed)
+    row, steps = measure(model, args.trajectories)
+    for name, value in row.items():
+        print(f"{name:16} {readable(value)}")
+    for step in steps:
+        print(f"step {step['step']:3}: action_std {step['action_std']:.3f} over {step['n']} trajectories")
+    if args.out is not None:
+        write_csv(args.out.with_name(args.out.name + ".csv"), [row])
+        write_csv(args.out.with_name(args.out.name + "_steps.csv"), steps)
+        facts = provenance(
+            "sb3_polygrad.evaluation.action_statistics",
+            threads=args.threads,
+            world_model_kwargs=model.world_model_kwargs,
+            real_steps=model.num_timesteps,
+        )
+        write_json(args.out.with_name(args.out.name + ".json"), facts)
 
 
-def action_statistics(standardized: th.Tensor, observations: th.Tensor, mask: th.Tensor) -> dict[str, float]:
-    """
-    Of draws from the policy the first is 1, the others are 0, up to sampling error.
-
-    :param standardized: ``(a - μ(s)) / σ(s)``, ``(batch, horizon, action_dim)``
-    :param observations: ``(batch, horizon, obs_dim)`` in which was acted
-    :param mask: ``(batch, horizon)``, 1.0 for steps that happened
-    """
-    return {
-        "action_std": float(action_std(standardized, mask)),
-        "ks": ks_distance(standardized[mask > 0.0]),
-        "autocorrelation": float(action_autocorrelation(standardized, mask)),
-        "predictable": predictable_share(standardized, observations, mask),
-    }
+if __name__ == "__main__":
+    main()

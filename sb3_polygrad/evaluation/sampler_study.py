@@ -35,11 +35,10 @@ from stable_baselines3 import PPO
 from torch.distributions import Normal
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.on_policy import standardized_actions
+from sb3_polygrad.core.on_policy import action_statistics, per_step_std, standardized_actions
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.diffusion.base import Sample, Sampler, Task
 from sb3_polygrad.diffusion.staggered import StaggeredSampler
-from sb3_polygrad.evaluation.action_statistics import action_statistics, per_step_std
 from sb3_polygrad.evaluation.dataset import Dataset
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
@@ -142,6 +141,39 @@ def future_influence(model: DiffusionWorldModel, start: th.Tensor, policy: Polic
     return float((future_changed - before).square().mean().sqrt() / (all_changed - before).square().mean().sqrt())
 
 
+def describe(
+    imagined: Trajectory, standardized: th.Tensor, problem: Problem, std: th.Tensor
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """
+    What imagined trajectories are worth.
+
+    :param imagined: one from every start of the problem
+    :param standardized: their standardised actions
+    :param problem: where they are replayed
+    :param std: ``(obs_dim,)`` that errors are standardised by
+    :return: a row on the whole and a row per step
+    """
+    statistics = action_statistics(standardized, imagined.observations[:, :-1], imagined.mask)
+    spreads = per_step_std(standardized, imagined.mask)
+    replayed = Trajectory(*(tensor[: problem.n_replays] for tensor in imagined))
+    real = problem.simulator.replay(problem.states[: problem.n_replays], replayed.actions)
+    errors, counts = errors_by_step(replayed, real, std)
+    steps = [
+        {
+            "step": t + 1,
+            "mse_mean": float(errors[counts[:, t], t].mean()),
+            "mse_median": float(errors[counts[:, t], t].median()),
+            "action_std": float(spreads[t]),
+            "n": int(counts[:, t].sum()),
+        }
+        for t in range(imagined.horizon)
+    ]
+    ending_error = float((replayed.mask != real.mask).float().mean())
+    at_nine = steps[min(9, imagined.horizon) - 1]
+    errors_at = {"mse1_median": steps[0]["mse_median"], "mse9_mean": at_nine["mse_mean"], "mse9_median": at_nine["mse_median"]}
+    return {**statistics, "ending_error": ending_error, **errors_at}, steps
+
+
 def measure(model: DiffusionWorldModel, problem: Problem, policy: PolicyFn) -> tuple[dict[str, float], list[dict[str, float]]]:
     """
     :param model: a fitted world model
@@ -158,26 +190,8 @@ def measure(model: DiffusionWorldModel, problem: Problem, policy: PolicyFn) -> t
     with th.no_grad():
         normal = policy(imagined.observations[:, :-1])
     standardized = standardized_actions(imagined, normal.mean, normal.stddev)
-    statistics = action_statistics(standardized, imagined.observations[:, :-1], imagined.mask)
-    spreads = per_step_std(standardized, imagined.mask)
-
-    replayed = Trajectory(*(tensor[: problem.n_replays] for tensor in imagined))
-    real = problem.simulator.replay(problem.states[: problem.n_replays], replayed.actions)
-    errors, counts = errors_by_step(replayed, real, model.state_normalizer.std)
-    steps = [
-        {
-            "step": t + 1,
-            "mse_mean": float(errors[counts[:, t], t].mean()),
-            "mse_median": float(errors[counts[:, t], t].median()),
-            "action_std": float(spreads[t]),
-            "n": int(counts[:, t].sum()),
-        }
-        for t in range(model.horizon)
-    ]
-    ending_error = float((replayed.mask != real.mask).float().mean())
-    at_nine = steps[min(9, model.horizon) - 1]
-    errors_at = {"mse1_median": steps[0]["mse_median"], "mse9_mean": at_nine["mse_mean"], "mse9_median": at_nine["mse_median"]}
-    return {"calls": len(calls), **cost, **statistics, "ending_error": ending_error, **errors_at}, steps
+    row, steps = describe(imagined, standardized, problem, model.state_normalizer.std)
+    return {"calls": len(calls), **cost, **row}, steps
 
 
 def candidates(args: argparse.Namespace, data: Dataset, simulator: Simulator) -> Iterator[Candidate]:
