@@ -577,7 +577,8 @@ def test_log_names(variant: dict[str, Any]) -> None:
     }
     expected |= {"train/policy_loss", "train/value_loss", "train/entropy_loss", "train/loss", "train/std", "train/update_size"}
     expected |= {"world_model/loss", "imagination/action_std", "imagination/action_autocorr", "imagination/reward_mean"}
-    expected |= {"imagination/terminal_rate", "imagination/horizon_mean"}
+    expected |= {"imagination/terminal_rate", "imagination/horizon_mean", "imagination/action_mean", "imagination/action_ks"}
+    expected |= {"imagination/action_predictable", "imagination/action_std_first", "imagination/action_std_last"}
     if variant["policy_update"] == "a2c":
         expected |= {"imagination/delta", "imagination/delta_at_bound"}
     assert expected <= names, f"missing: {expected - names}"
