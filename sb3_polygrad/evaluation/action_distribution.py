@@ -27,7 +27,7 @@ from stable_baselines3 import PPO
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.on_policy import standardized_actions
-from sb3_polygrad.diffusion.guidance import PolicyScoreGuidance
+from sb3_polygrad.diffusion.guidance import Guidance, PolicyScoreGuidance
 from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
 from sb3_polygrad.evaluation.dataset import Dataset
 from sb3_polygrad.evaluation.fitted_model import fitted_model
@@ -35,6 +35,7 @@ from sb3_polygrad.evaluation.policy_guidance import tune_delta
 from sb3_polygrad.evaluation.results import readable, write_csv
 from sb3_polygrad.evaluation.sampler_study import Problem, describe, policy_with_std
 from sb3_polygrad.evaluation.simulator import Simulator
+from sb3_polygrad.world_models.base import PolicyFn
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 from sb3_polygrad.world_models.factory import build_guidance
 
@@ -54,12 +55,14 @@ BIN_EDGES = np.linspace(-5.0, 5.0, 101)
 
 class Tuning(NamedTuple):
     """
-    :param start: ``(batch, obs_dim)`` that δ is tuned on
+    :param start: ``(n, obs_dim)`` to imagine from
+    :param batch: trajectories per update of δ
     :param rounds: updates of δ for each σ
-    :param learning_rate: η of Eq. 10
+    :param learning_rate: η of Eq. 10 in the first round; in round k it is a k-th of that, so that δ settles
     """
 
     start: th.Tensor
+    batch: int
     rounds: int
     learning_rate: float
 
@@ -72,14 +75,29 @@ def follow(model: DiffusionWorldModel, rule: str, learning_rate: float) -> None:
     model.sampler.guidance = build_guidance(name, half_range, delta_lr=learning_rate, clip_std=clip_std)
 
 
+def rule_of(model: DiffusionWorldModel) -> Guidance:
+    """How a policy-guided model follows the policy."""
+    assert isinstance(model.sampler, PolicyGuidedSampler)
+    return model.sampler.guidance
+
+
 def delta_rate(model: DiffusionWorldModel, std: float) -> float | None:
     """δ/σ² for a policy of this standard deviation; None if the rule has no δ."""
-    assert isinstance(model.sampler, PolicyGuidedSampler)
-    guidance = model.sampler.guidance
-    if not isinstance(guidance, PolicyScoreGuidance):
+    rule = rule_of(model)
+    if not isinstance(rule, PolicyScoreGuidance):
         return None
-    variance = (std / guidance.half_range).square()
-    return float(guidance.controller.bounded(variance) / variance.amin())
+    variance = (std / rule.half_range).square()
+    return float(rule.controller.bounded(variance) / variance.amin())
+
+
+def tuned(model: DiffusionWorldModel, policy: PolicyFn, tuning: Tuning) -> DiffusionWorldModel:
+    """A copy whose δ, if it has one, is tuned for a policy, from other start states in every round."""
+    for k in range(1, tuning.rounds + 1):
+        rule = rule_of(model)
+        if isinstance(rule, PolicyScoreGuidance):
+            rule.controller.learning_rate = tuning.learning_rate / k
+            model = tune_delta(model, tuning.start[th.randperm(len(tuning.start))[: tuning.batch]], policy, rounds=1)
+    return model
 
 
 def shape(standardized: th.Tensor) -> dict[str, float]:
@@ -96,7 +114,7 @@ def study(args: argparse.Namespace) -> None:
     chosen = np.random.default_rng(args.seed).choice(len(held_out.rewards), args.trajectories, replace=False)
     start = th.as_tensor(held_out.observations[chosen]).float()
     problem = Problem(simulator, agent, start, held_out.simulator_states[chosen], args.replays)
-    tuning = Tuning(start[: args.delta_batch], args.delta_rounds, args.delta_lr)
+    tuning = Tuning(start, args.delta_batch, args.delta_rounds, args.delta_lr)
     settings = {"sampler": "policy_guided", "n_diffusion_steps": 128, "final_clip": 0.25, **args.world_model}
     path = args.models / f"{args.env}_h{args.horizon}_{args.name}.pt"
     box = simulator.action_low, simulator.action_high
@@ -112,7 +130,7 @@ def study(args: argparse.Namespace) -> None:
         for std in sorted(args.stds, reverse=True):  # as in training, where the policy grows narrow
             th.manual_seed(args.seed)
             policy = policy_with_std(agent, std)
-            model = tune_delta(model, tuning.start, policy, tuning.rounds if delta_rate(model, std) is not None else 0)
+            model = tuned(model, policy, tuning)  # from where δ was for the σ before
             imagined = model.imagine(problem.start, policy)
             with th.no_grad():
                 normal = policy(imagined.observations[:, :-1])
@@ -155,7 +173,7 @@ def main() -> None:
     parser.add_argument("--stds", type=float, nargs="+", default=[1.0, 0.5, 0.2, 0.1, 0.05, 0.02], help="σ of the policy")
     parser.add_argument("--delta-rounds", type=int, default=10, help="updates of δ for each σ")
     parser.add_argument("--delta-batch", type=int, default=100, help="trajectories per update of δ")
-    parser.add_argument("--delta-lr", type=float, default=2.0, help="η of Eq. 10: large, since the rounds are few")
+    parser.add_argument("--delta-lr", type=float, default=2.0, help="η of Eq. 10 in the first round, falling")
     parser.add_argument("--trajectories", type=int, default=1_000, help="imagined for each rule and σ")
     parser.add_argument("--replays", type=int, default=300, help="of these, replayed in the simulator")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the data that starts are drawn from")
