@@ -118,7 +118,10 @@ class PolyGRADPolicy(ActorCriticPolicy):
         self.critic_target.requires_grad_(False)
         # One optimiser with a group for each: they learn at different rates and only the actor's step is measured.
         groups = [{"params": self.actor_parameters()}, {"params": self.critic_parameters()}]
-        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        kwargs = dict(self.optimizer_kwargs)
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            kwargs.setdefault("fused", True)  # an update makes many small steps
+        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
     def _critic(self) -> _Critic:
         return _Critic(self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net)

@@ -111,7 +111,7 @@ def build_diffusion(
     delta_lr: float = 0.1,
     clip_std: float | None = 3.0,
     final_clip: float | None = None,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 1e-3,
     max_grad_norm: float = 1.0,
     ema_decay: float = 0.99,
     ema_every: int = 1,
