@@ -40,23 +40,53 @@ def test_a_state_depends_on_itself_the_one_before_and_the_action_between() -> No
         assert moved.nonzero().flatten().tolist() == [step]
 
 
-def test_output_and_error_are_in_units_of_the_usual_change() -> None:
+@th.no_grad()
+def test_the_reward_and_the_terminal_of_the_step_before_do_not_count() -> None:
+    net = network()
+    noisy, actions, level = th.randn(5, 2, OBS_DIM + 2), th.randn(5, 1, ACTION_DIM), th.full((5, 1), 0.5)
+    alike = noisy.clone()
+    alike[:, 0, OBS_DIM:] += 1.0  # single steps start from a state that has none: the network could not learn to ignore them
+    assert th.equal(net(noisy, actions, level)[:, 1], net(alike, actions, level)[:, 1])
+
+
+@th.no_grad()
+def test_pure_noise_is_not_looked_at() -> None:
+    net = network()
+    noisy, actions, level = th.randn(5, 2, OBS_DIM + 2), th.randn(5, 1, ACTION_DIM), th.ones(5, 1)
+    other = th.cat([noisy[:, :1], th.randn(5, 1, OBS_DIM + 2)], dim=1)
+    assert th.allclose(net(noisy, actions, level)[:, 1], net(other, actions, level)[:, 1], atol=1e-6)
+
+
+@th.no_grad()
+def test_what_it_says_is_relative_to_the_state_before() -> None:
     net = network()
     for parameter in net.parameters():
-        parameter.data.zero_()
+        parameter.zero_()
     noisy = th.randn(4, 2, OBS_DIM + 2)
     still = net(noisy, th.randn(4, 1, ACTION_DIM), th.ones(4, 1))
-    assert th.allclose(still[:, 1, :OBS_DIM], noisy[:, 0, :OBS_DIM]), "says nothing: the state does not change"
-    net.head.bias.data.fill_(1.0)
-    output = net(noisy, th.randn(4, 1, ACTION_DIM), th.ones(4, 1))
-    assert th.allclose((output - still)[:, 1], th.tensor([0.1, 0.5, 1.0, 1.0, 1.0]).expand(4, -1))
-    assert net.loss(output[:, 1:], still[:, 1:]).item() == pytest.approx(1.0, rel=1e-5)
+    assert th.equal(still[:, 1, :OBS_DIM], noisy[:, 0, :OBS_DIM]), "says nothing: the state does not change"
+
+
+def test_states_are_noised_and_judged_in_units_of_the_usual_change() -> None:
+    kwargs = dict(denoiser="markov_mlp", width=8, n_layers=1)
+    model = build_world_model("diffusion", OBS_DIM, -th.ones(ACTION_DIM), th.ones(ACTION_DIM), 5, kwargs)
+    th.manual_seed(0)
+    seen = linear_system(1_000, 1)
+    outcomes = th.stack([seen.rewards[:, 0], seen.terminals[:, 0]], dim=1)
+    model.observe(seen.observations[:, 0], seen.observations[:, 1], seen.actions[:, 0], outcomes)
+    given: list[th.Tensor] = []
+    corrupt = model.sampler.corrupt
+    model.sampler.corrupt = lambda clean, actions: given.append(clean) or corrupt(clean, actions)
+    model.fit(seen)
+    change = given[0][:, 1] - given[0][:, 0]
+    assert th.allclose(change.std(dim=0)[:OBS_DIM], th.ones(OBS_DIM), atol=0.01)
+    assert change.std(dim=0)[OBS_DIM].item() == pytest.approx(1.0, abs=0.01), "of the reward, which is standardised"
 
 
 def test_tiny_changes_are_not_blown_up_beyond_reason() -> None:
     net = network()
     net.observe_changes(th.tensor([1e-6, 0.5, 1.0]))
-    assert net.change.tolist() == pytest.approx([0.05, 0.5, 1.0, 1.0, 1.0])
+    assert net.units.tolist() == pytest.approx([0.05, 0.5, 1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(("n_levels", "lag"), [(1, 1.0), (2, 2.0), (4, 4.0), (2, 5.0), (3, 1.0)])
@@ -127,3 +157,20 @@ def test_learns_a_linear_system_from_single_steps(n_levels: int, lag: float) -> 
 def test_windows_are_longer_where_the_state_before_may_be_noisy() -> None:
     kwargs = dict(denoiser="markov_mlp", width=8, n_layers=1, n_levels=2, lag=1.0)
     assert build_world_model("diffusion", OBS_DIM, -th.ones(ACTION_DIM), th.ones(ACTION_DIM), 5, kwargs).window == 5
+
+
+def test_randomness_that_is_small_beside_the_states_has_the_right_spread() -> None:
+    th.manual_seed(0)
+    noise_std = 0.1  # while states are spread with 1
+    kwargs = dict(denoiser="markov_mlp", width=32, n_layers=1, learning_rate=3e-3, n_levels=16)
+    model = build_world_model("diffusion", 1, -th.ones(1), th.ones(1), 3, kwargs)
+    for _ in range(300):
+        states = th.randn(256, 1)
+        after, none = states + noise_std * th.randn(256, 1), th.zeros(256, 1)
+        actions = th.rand(256, 1) * 2 - 1
+        model.observe(states, after, actions, th.zeros(256, 2))
+        batch = Trajectory(th.stack([states, after], dim=1), actions[:, None], none, none, th.ones(256, 1))
+        model.fit(batch)
+    imagined = model.eval().imagine(th.zeros(2_000, 1), lambda s: Normal(th.zeros_like(s), th.ones_like(s)))
+    spreads = imagined.observations[:, 1:, 0].std(dim=0) / (noise_std * th.tensor([1.0, 2.0, 3.0]).sqrt())
+    assert ((0.8 < spreads) & (spreads < 1.1)).all(), spreads  # 16 steps of DDIM have 0.93

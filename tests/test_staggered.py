@@ -117,6 +117,16 @@ def test_corrupted_windows_have_a_ramp_of_noise(flat_share: float) -> None:
     assert noise.std().item() == pytest.approx(1.0, abs=4 / math.sqrt(noise.numel()))
 
 
+@pytest.mark.parametrize("n_levels", [1, 4])
+def test_single_steps_have_the_levels_of_sampling(n_levels: int) -> None:
+    th.manual_seed(0)
+    sampler = StaggeredSampler(5, n_levels, float(n_levels))
+    corrupted = sampler.corrupt(th.ones(500, 2, 3), th.zeros(500, 1, 2))
+    visited = sampler.levels[:-1, 1]
+    assert corrupted.level.unique().tolist() == pytest.approx(visited[visited > 0.0].sort().values.tolist())
+    assert (corrupted.noisy[:, 0] == 1.0).all()
+
+
 def test_flat_ramps_are_favoured() -> None:
     # The slope is the square of a uniform number: half of the ramps rise by less than 0.25 per step, some more by the cut.
     level = StaggeredSampler(6, flat_share=0.0).corrupt(th.zeros(5_000, 7, 1), th.zeros(5_000, 6, 1)).level

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch as th
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
@@ -153,6 +154,7 @@ def test_study_from_dataset_to_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.argv", ["sampler_study", "--data", str(tmp_path / "data"), "--models", str(tmp_path / "models"),
                                      "--horizon", "4", "--gradient-steps", "5", "--width", "16", "--layers", "1",
                                      "--levels", "1", "2", "--lags", "1", "--denoisers", "residual_mlp", "markov_mlp",
+                                     "--staggered", '{"markov_mlp": {"learning_rate": 0.004}}',
                                      "--diffusion-steps", "3", "--delta-rounds", "1",
                                      "--stds", "0.5", "--trajectories", "40", "--replays", "10",
                                      "--out", str(tmp_path / "results" / "study")])  # fmt: skip
@@ -163,27 +165,45 @@ def test_study_from_dataset_to_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("staggered", "residual_mlp", "1", "", "4"),
         ("staggered", "residual_mlp", "2", "", "5"),
         ("staggered", "markov_mlp", "1", "", "4"),
+        ("staggered", "markov_mlp", "2", "", "8"),
         ("policy_guided", "residual_mlp", "", "3", "3"),
     ]
     assert all(float(row["mse9_median"]) > 0.0 for row in rows)
     with (tmp_path / "results" / "study_steps.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"] * 4
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"] * 5
     sampler_errors.plot([tmp_path / "results" / "study_steps.csv"], tmp_path / "errors.png")
-    (tmp_path / "grid.csv").write_text(
-        "env,horizon,sampler,K,L,sigma,calls,mse9_median\n"
-        "A,4,staggered,1,0,0.5,1,0.3\nA,4,staggered,1,1,0.5,4,0.2\nA,4,staggered,2,0,0.5,2,0.1\n"
-    )
-    sampler_grid.plot(tmp_path / "grid.csv", tmp_path / "grid.png")  # one cell was not measured
+    sampler_grid.plot(tmp_path / "results" / "study.csv", tmp_path / "grid.png")
     assert all((tmp_path / name).stat().st_size > 1_000 for name in ("errors.png", "grid.png"))
     facts = json.loads((tmp_path / "results" / "study.json").read_text())
-    assert facts["dataset"]["transitions"] == 800 and facts["training"]["staggered_markov_mlp"]["gradient_steps"] == 5
+    training = facts["training"]["staggered_markov_mlp"]
+    assert facts["dataset"]["transitions"] == 800 and training["gradient_steps"] == 5 and training["cpu_seconds"] > 0.0
+    assert training["settings"]["learning_rate"] == 0.004
+    assert "learning_rate" not in facts["training"]["staggered_residual_mlp"]["settings"]
+
+
+def test_pictures_tell_denoisers_and_lags_apart(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        [("residual_mlp", 1, 0.0), ("residual_mlp", 1, 1.0), ("residual_mlp", 2, 0.0)]
+        + [("markov_mlp", k, float(k)) for k in (1, 2, 16)],
+        columns=["denoiser", "K", "L"],
+    )
+    assert sampler_grid.name_columns(rows) == ["markov_mlp, L = K", "residual_mlp, L = 0", "residual_mlp, L = 1"]
+    cells = rows.assign(env="A", horizon=4, sampler="staggered", sigma=0.5, calls=4, mse9_median=0.1)
+    cells.to_csv(tmp_path / "grid.csv", index=False)
+    sampler_grid.plot(tmp_path / "grid.csv", tmp_path / "grid.png")  # most cells were not measured
+    guided = pd.DataFrame([dict(sampler="policy_guided", denoiser="residual_mlp", N=128)])
+    curves = pd.concat([rows.assign(sampler="staggered"), guided])
+    curves["family"] = curves.apply(sampler_errors.family, axis=1)
+    names = list(curves.apply(sampler_errors.name, axis=1))
+    assert names[0] == "staggered, residual_mlp: K=1 L=0" and names[-1] == "policy-guided: N=128"
+    assert len(set(names)) == len(curves)
 
 
 def test_spread_study_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["spread_study", "--models", str(tmp_path), "--horizon", "3", "--episodes", "20",
                                      "--gradient-steps", "5", "--width", "16", "--layers", "1", "--levels", "2", "--lags", "1",
-                                     "--diffusion-steps", "3", "--delta-rounds", "1", "--starts", "3", "--trajectories", "20",
-                                     "--out", str(tmp_path / "spread")])  # fmt: skip
+                                     "--policy-guided", '{"delta_lr": 2.0}', "--diffusion-steps", "3", "--delta-rounds", "1",
+                                     "--starts", "3", "--trajectories", "20", "--out", str(tmp_path / "spread")])  # fmt: skip
     spread_study.main()
     with (tmp_path / "spread.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"] * 2

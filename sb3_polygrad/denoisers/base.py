@@ -15,29 +15,27 @@ class Denoiser(nn.Module, ABC):
 
     ``markov`` says that its output for a state depends on nothing but this state, the one before and the action between
     them, with the same weights at every step. It can then be fitted on single steps, and asked about any part of a trajectory.
+
+    ``units`` are what it measures the channels of a state in, relative to standardised ones; noise and errors are in them, too
+    (a scalar or ``(channels,)``).
     """
 
     markov: ClassVar[bool] = False
+    units: th.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("units", th.ones(()))
 
     @abstractmethod
     def forward(self, noisy: th.Tensor, actions: th.Tensor, level: th.Tensor) -> th.Tensor:
         """
-        :param noisy: ``(batch, n_steps + 1, channels)``, the first state clean
+        :param noisy: ``(batch, n_steps + 1, channels)``, the first state clean; in ``units``, as the output
         :param actions: ``(batch, n_steps, action_dim)``, standardised
         :param level: ``(batch, n_levels)`` or ``(1, n_levels)``, noise levels in [0, 1]: one for all states, or one for each
             state but the first
         :return: ``(batch, n_steps + 1, channels)``; the first state's is not used
         """
-
-    def loss(self, output: th.Tensor, target: th.Tensor) -> th.Tensor:
-        """
-        What is to be minimised (Algorithm 1, line 6); the mean squared error if nothing else is said.
-
-        :param output: ``(batch, n_steps, channels)``, without the first state
-        :param target: like ``output``
-        :return: scalar
-        """
-        return nn.functional.mse_loss(output, target)
 
     def observe_changes(self, size: th.Tensor) -> None:
         """

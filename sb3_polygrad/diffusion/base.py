@@ -27,7 +27,8 @@ class Corrupted(NamedTuple):
 
 class Task(NamedTuple):
     """
-    What there is to sample: callables and tensors, ``states`` being standardised ``(batch, horizon + 1, channels)``.
+    What there is to sample: callables and tensors, ``states`` being ``(batch, horizon + 1, channels)`` in the units of the
+    denoiser.
 
     :param denoiser: ``(noisy states, actions as it sees them, level (1, n_levels)) -> output``
     :param condition: actions in the environment's units to clipped, standardised ones
@@ -54,7 +55,7 @@ class Task(NamedTuple):
 
 class Sample(NamedTuple):
     """
-    :param states: clean states, ``(batch, horizon + 1, channels)``, standardised
+    :param states: clean states, ``(batch, horizon + 1, channels)``, in the denoiser's units
     :param actions: ``(batch, horizon, action_dim)``, environment units, before clipping to the box
     """
 
@@ -69,7 +70,7 @@ class Sampler(Protocol):
         """
         Noise real trajectories (Algorithm 1, lines 4 to 6).
 
-        :param clean: ``(batch, horizon + 1, channels)``, standardised
+        :param clean: ``(batch, horizon + 1, channels)``, in the denoiser's units
         :param actions: ``(batch, horizon, action_dim)``, clipped and standardised
         """
         ...

@@ -57,6 +57,7 @@ class StaggeredSampler(nn.Module):
         if lag < 0.0:
             raise ValueError(f"lag must not be negative, got {lag}")
         self.horizon = horizon
+        self.n_levels = n_levels
         self.flat_share = flat_share
         levels = staggered_levels(horizon, n_levels, lag)
         signal, noise = th.cos(levels * math.pi / 2), th.sin(levels * math.pi / 2)
@@ -75,18 +76,22 @@ class StaggeredSampler(nn.Module):
     def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
         """
         See :class:`~sb3_polygrad.diffusion.base.Sampler`. Levels are a ramp over the states with random slope (squared: flat
-        ramps are favoured) and random position, cut to [0, 1]; some examples have one level for all states.
+        ramps are favoured) and random position, cut to [0, 1]; some examples have one level for all states. A single step,
+        whose first state is clean, has the levels that a state goes through in sampling.
         """
-        batch, device = len(clean), clean.device
-        n_steps = clean.shape[1] - 1
+        levels = nn.functional.pad(self._draw_levels(len(clean), clean.shape[1] - 1, clean.device), (1, 0))
+        angle = levels[..., None] * (math.pi / 2)  # (batch, horizon + 1, 1)
+        noisy = angle.cos() * clean + angle.sin() * th.randn_like(clean)
+        return Corrupted(noisy, actions, levels[:, 1:], clean)
+
+    def _draw_levels(self, batch: int, n_steps: int, device: th.device) -> th.Tensor:
+        """Noise levels to train with, ``(batch, n_steps)``."""
+        if n_steps == 1:
+            return 1.0 - th.randint(self.n_levels, (batch, 1), device=device) / self.n_levels
         slope = th.rand(batch, 1, device=device).square() * (th.rand(batch, 1, device=device) >= self.flat_share)
         reach = slope * (n_steps - 1)
         start = th.rand(batch, 1, device=device) * (1.0 + reach) - reach
-        levels = (start + slope * th.arange(n_steps, device=device)).clamp(0.0, 1.0)
-        levels = nn.functional.pad(levels, (1, 0))  # (batch, horizon + 1)
-        angle = levels[..., None] * (math.pi / 2)
-        noisy = angle.cos() * clean + angle.sin() * th.randn_like(clean)
-        return Corrupted(noisy, actions, levels[:, 1:], clean)
+        return (start + slope * th.arange(n_steps, device=device)).clamp(0.0, 1.0)
 
     def sample(self, task: Task) -> Sample:
         """See :class:`~sb3_polygrad.diffusion.base.Sampler`."""

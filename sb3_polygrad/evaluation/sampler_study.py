@@ -4,10 +4,11 @@ they cost.
 
     python -m sb3_polygrad.evaluation.sampler_study --data DIR --models MODELS --out docs/results/sampler_study/hopper_h10
 
-``DIR`` is what ``make_dataset`` wrote. One world model per sampler family is fitted (or taken from ``MODELS``): the staggered
-one serves all levels K and lags L, the policy-guided one is fitted for each number N of diffusion steps. Then, for every
-sampler and every standard deviation σ of the policy (the agent's mean, its standard deviation replaced), trajectories are
-imagined from held-out states and their actions replayed in the simulator from the stored simulator states.
+``DIR`` is what ``make_dataset`` wrote. World models are fitted, or taken from ``MODELS``: for the staggered sampler one for
+each denoiser, which serves all levels K and lags L (a Markov one for each K), and one for each number N of diffusion steps
+of the policy-guided sampler. Then, for every sampler and every standard deviation σ of the policy (the agent's mean, its
+standard deviation replaced), trajectories are imagined from held-out states and their actions replayed in the simulator
+from the stored simulator states.
 
 Writes ``<out>.csv`` (a row per sampler and σ), ``<out>_steps.csv`` (a row per step of those) and ``<out>.json``.
 
@@ -22,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -38,30 +38,14 @@ from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.on_policy import action_statistics, per_step_std, standardized_actions
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.diffusion.base import Sample, Sampler, Task
-from sb3_polygrad.diffusion.staggered import StaggeredSampler
 from sb3_polygrad.evaluation.dataset import Dataset
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
 from sb3_polygrad.evaluation.results import readable, write_csv
 from sb3_polygrad.evaluation.simulator import Simulator
+from sb3_polygrad.evaluation.staggered_candidates import Candidate, staggered_candidates
 from sb3_polygrad.world_models.base import PolicyFn
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
-
-
-class Candidate(NamedTuple):
-    """
-    A sampler to be measured.
-
-    :param model: fitted world model with that sampler
-    :param labels: what the csv says of it
-    :param name: of the fitted model
-    :param training: what there is to say about its training
-    """
-
-    model: DiffusionWorldModel
-    labels: dict[str, Any]
-    name: str
-    training: dict[str, Any]
 
 
 class Problem(NamedTuple):
@@ -203,15 +187,8 @@ def candidates(args: argparse.Namespace, data: Dataset, simulator: Simulator) ->
         low, high = simulator.action_low, simulator.action_high
         return fitted_model(path, data, low, high, args.horizon, {**size, **settings}, args.gradient_steps, seed=args.seed)
 
-    for denoiser in args.denoisers if args.levels else []:
-        name = f"staggered_{denoiser}"
-        staggered, training = model(name, {"sampler": "staggered", "denoiser": denoiser})
-        for n_levels, lag in itertools.product(args.levels, args.lags):
-            if lag < n_levels and staggered.window == 1:
-                continue  # a model of single steps has never seen a state before that is noisy
-            candidate = copy.deepcopy(staggered)
-            candidate.sampler = StaggeredSampler(args.horizon, n_levels, lag)
-            yield Candidate(candidate, {"sampler": "staggered", "denoiser": denoiser, "K": n_levels, "L": lag}, name, training)
+    for denoiser in args.denoisers:
+        yield from staggered_candidates(denoiser, args.staggered.get(denoiser, {}), args.levels, args.lags, model)
     for n_steps in args.diffusion_steps:
         settings = {"sampler": "policy_guided", "n_diffusion_steps": n_steps, **args.policy_guided}
         name = f"policy_guided_{n_steps}"
@@ -264,9 +241,10 @@ def main() -> None:
     parser.add_argument("--gradient-steps", type=int, default=5_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--denoisers", nargs="+", default=["markov_mlp", "residual_mlp"], help="of the staggered sampler")
+    parser.add_argument("--denoisers", nargs="*", default=["markov_mlp", "residual_mlp"], help="of the staggered sampler")
     parser.add_argument("--levels", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32], help="K of the staggered sampler")
-    parser.add_argument("--lags", type=float, nargs="*", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of the staggered sampler")
+    parser.add_argument("--lags", type=float, nargs="*", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of it (Markov: L = K)")
+    parser.add_argument("--staggered", type=json.loads, default={}, help="more world_model_kwargs by denoiser, as json")
     parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[128, 32], help="N of the policy-guided sampler")
     parser.add_argument("--policy-guided", type=json.loads, default={}, help="more world_model_kwargs of it, as json")
     parser.add_argument("--delta-rounds", type=int, default=40, help="updates of δ before it is measured")

@@ -18,8 +18,7 @@ Each is a mean over start states and dimensions.
 from __future__ import annotations
 
 import argparse
-import copy
-import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,12 @@ from typing import Any
 import torch as th
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.diffusion.staggered import StaggeredSampler
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.linear_gaussian import LinearGaussianSystem
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
 from sb3_polygrad.evaluation.results import write_csv
 from sb3_polygrad.evaluation.spread import coverage, crps, optimal_crps
+from sb3_polygrad.evaluation.staggered_candidates import Candidate, staggered_candidates
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 
 TRAINING_STDS = (0.02, 0.1, 0.5, 1.0)
@@ -64,32 +63,26 @@ def compare(
     return [{"step": t + 1, **{name: float(values[t]) for name, values in by_step.items()}} for t in range(model.horizon)]
 
 
-def samplers(args: argparse.Namespace, system: LinearGaussianSystem) -> Iterator[tuple[DiffusionWorldModel, dict[str, Any]]]:
-    """Every sampler asked for, in a fitted world model, with what the csv says of it."""
+def candidates(args: argparse.Namespace, system: LinearGaussianSystem) -> Iterator[Candidate]:
+    """Every sampler asked for."""
     th.manual_seed(args.seed)
     data = system.collect(args.episodes, 50, TRAINING_STDS)
     size = {"width": args.width, "n_layers": args.layers}
 
-    def model(name: str, settings: dict[str, Any]) -> DiffusionWorldModel:
+    def model(name: str, settings: dict[str, Any]) -> tuple[DiffusionWorldModel, dict[str, Any]]:
         path = args.models / f"linear_gaussian_h{args.horizon}_{name}.pt"
         bounds = system.action_low, system.action_high
-        return fitted_model(path, data, *bounds, args.horizon, {**size, **settings}, args.gradient_steps, seed=args.seed)[0]
+        return fitted_model(path, data, *bounds, args.horizon, {**size, **settings}, args.gradient_steps, seed=args.seed)
 
     for denoiser in args.denoisers:
-        staggered = model(f"staggered_{denoiser}", {"sampler": "staggered", "denoiser": denoiser})
-        for n_levels, lag in itertools.product(args.levels, args.lags):
-            if lag < n_levels and staggered.window == 1:
-                continue  # a model of single steps has never seen a state before that is noisy
-            candidate = copy.deepcopy(staggered)
-            candidate.sampler = StaggeredSampler(args.horizon, n_levels, lag)
-            yield candidate, {"sampler": "staggered", "denoiser": denoiser, "K": n_levels, "L": lag}
+        yield from staggered_candidates(denoiser, args.staggered.get(denoiser, {}), args.levels, args.lags, model)
     for n_steps in args.diffusion_steps:
-        guided = model(
-            f"policy_guided_{n_steps}", {"sampler": "policy_guided", "denoiser": "residual_mlp", "n_diffusion_steps": n_steps}
-        )
+        settings = {"sampler": "policy_guided", "n_diffusion_steps": n_steps, **args.policy_guided}
+        name = f"policy_guided_{n_steps}"
+        guided, training = model(name, {"denoiser": "residual_mlp", **settings})
         start = data.observations[:: len(data.observations) // 200]
         guided = tune_delta(guided, th.as_tensor(start), system.policy(args.std), args.delta_rounds)
-        yield guided, {"sampler": "policy_guided", "denoiser": "residual_mlp", "N": n_steps}
+        yield Candidate(guided, {"sampler": "policy_guided", "denoiser": "residual_mlp", "N": n_steps}, name, training)
 
 
 def main() -> None:
@@ -103,8 +96,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--denoisers", nargs="+", default=["markov_mlp", "residual_mlp"], help="of the staggered sampler")
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="K of the staggered sampler")
-    parser.add_argument("--lags", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of the staggered sampler")
+    parser.add_argument("--lags", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of it (Markov: L = K)")
+    parser.add_argument("--staggered", type=json.loads, default={}, help="more world_model_kwargs by denoiser, as json")
     parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[128, 32], help="N of the policy-guided sampler")
+    parser.add_argument("--policy-guided", type=json.loads, default={}, help="more world_model_kwargs of it, as json")
     parser.add_argument("--delta-rounds", type=int, default=40, help="updates of δ before it is measured")
     parser.add_argument("--std", type=float, default=0.1, help="σ of the policy")
     parser.add_argument("--starts", type=int, default=20, help="states to imagine from")
@@ -116,13 +111,16 @@ def main() -> None:
 
     th.set_num_threads(args.threads)
     system = LinearGaussianSystem()
-    rows = []
-    for model, labels in samplers(args, system):
+    rows, trainings = [], {}
+    for candidate in candidates(args, system):
+        trainings[candidate.name] = candidate.training
         th.manual_seed(args.seed)
         start = th.randn(args.starts, 2)
-        rows += [{**labels, "sigma": args.std, **row} for row in compare(model, system, start, args.trajectories, args.std)]
+        steps = compare(candidate.model, system, start, args.trajectories, args.std)
+        rows += [{**candidate.labels, "sigma": args.std, **step} for step in steps]
     write_csv(args.out.with_suffix(".csv"), rows)
-    write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.evaluation.spread_study", threads=args.threads))
+    facts = provenance("sb3_polygrad.evaluation.spread_study", threads=args.threads, training=trainings)
+    write_json(args.out.with_suffix(".json"), facts)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@ Error by step from the ``_steps.csv`` files of :mod:`sb3_polygrad.evaluation.sam
 
     python -m sb3_polygrad.plots.sampler_errors docs/results/samplers_hopper_h10_steps.csv --out docs/results/samplers.png
 
-A row of panels per environment, a panel per σ; median solid, mean dotted.
+A row of panels per environment, a panel per σ; the median over trajectories. A colour per sampler and denoiser, a line
+style for each of its settings.
 """
 
 from __future__ import annotations
@@ -20,23 +21,34 @@ import pandas as pd
 
 from sb3_polygrad.plots.figure import save
 
+LINE_STYLES = ("-", "--", "-.", ":")
+
+
+def family(row: pd.Series) -> str:
+    """What is drawn in one colour."""
+    return f"staggered, {row['denoiser']}" if row["sampler"] == "staggered" else "policy-guided"
+
 
 def name(row: pd.Series) -> str:
     """Short name of a sampler."""
-    if row["sampler"] == "staggered":
-        return f"staggered K={row['K']:g} L={row['L']:g}"
-    return f"policy-guided N={row['N']:g}"
+    settings = ("K", "L") if row["sampler"] == "staggered" else ("N",)
+    return f"{row['family']}: " + " ".join(f"{setting}={row[setting]:g}" for setting in settings)
 
 
 def plot(files: Sequence[Path], out: Path) -> None:
     """
-    :param files: csv files with the columns env, sampler, K, L, N, sigma, step, mse_median, mse_mean
+    :param files: csv files with the columns env, sampler, denoiser, K, L, N, sigma, step, mse_median
     :param out: picture to write
     """
     data = pd.concat([pd.read_csv(file) for file in files])
+    data["family"] = data.apply(family, axis=1)
     data["name"] = data.apply(name, axis=1)
     environments, sigmas = list(data["env"].unique()), sorted(data["sigma"].unique(), reverse=True)
-    colors = {label: f"C{index}" for index, label in enumerate(data["name"].unique())}
+    styles = {
+        label: dict(color=f"C{index}", linestyle=LINE_STYLES[place % len(LINE_STYLES)])
+        for index, (_, members) in enumerate(data.groupby("family", sort=False))
+        for place, label in enumerate(members["name"].unique())
+    }
     figure, axes = plt.subplots(
         len(environments),
         len(sigmas),
@@ -50,15 +62,14 @@ def plot(files: Sequence[Path], out: Path) -> None:
         for axis, sigma in zip(row, sigmas, strict=True):
             panel = data[(data["env"] == env_id) & (data["sigma"] == sigma)]
             for label, curve in panel.groupby("name", sort=False):
-                axis.semilogy(curve["step"], curve["mse_median"], color=colors[label], label=label)
-                axis.semilogy(curve["step"], curve["mse_mean"], ":", color=colors[label])
+                axis.semilogy(curve["step"], curve["mse_median"], label=label, **styles[label])
             axis.set_title(f"{env_id}, σ = {sigma:g}", fontsize=9)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel("standardised squared error")
+        row[0].set_ylabel("median squared error, standardised")
     for axis in axes[-1]:
         axis.set_xlabel("step")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(figure, out)
 
 

@@ -4,7 +4,7 @@ Levels and lags of the staggered sampler: error and calls over K and L, from the
 
     python -m sb3_polygrad.plots.sampler_grid docs/results/samplers_hopper_h10_grid.csv --out docs/results/sampler_grid.png
 
-A panel per σ with the median error after nine steps, and one with the network calls.
+A panel per σ with the median error after nine steps, and one with the network calls; a column per denoiser and lag.
 """
 
 from __future__ import annotations
@@ -29,25 +29,39 @@ def draw_table(axis: Axes, table: pd.DataFrame, norm: LogNorm, cmap: str, title:
     for i, values in enumerate(table.to_numpy()):
         for j, value in enumerate(values):
             axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=8)
-    axis.set(title=title, xlabel="L", xticks=range(table.shape[1]), xticklabels=[f"{lag:g}" for lag in table.columns])
+    axis.set(title=title, xticks=range(table.shape[1]))
+    axis.set_xticklabels(table.columns, rotation=90, fontsize=8)
+
+
+def name_columns(data: pd.DataFrame) -> list[str]:
+    """
+    Adds to every row the name of its column: denoiser and L, or "L = K" for a denoiser that has no other lag.
+
+    :param data: with the columns denoiser, K and L
+    :return: the columns in their order
+    """
+    autoregressive = (data["K"] == data["L"]).groupby(data["denoiser"]).transform("all")
+    data["column"] = data["denoiser"] + ", L = " + data["L"].map("{:g}".format).mask(autoregressive, "K")
+    return list(data.sort_values(["denoiser", "L"])["column"].unique())
 
 
 def plot(file: Path, out: Path) -> None:
     """
-    :param file: csv with the columns env, horizon, sampler, K, L, sigma, calls, mse9_median
+    :param file: csv with the columns env, horizon, sampler, denoiser, K, L, sigma, calls, mse9_median
     :param out: picture to write
     """
     data = pd.read_csv(file)
-    data = data[data["sampler"] == "staggered"]
+    data = data[data["sampler"] == "staggered"].copy()
+    columns = name_columns(data)
     sigmas = sorted(data["sigma"].unique(), reverse=True)
     figure, axes = plt.subplots(
-        1, len(sigmas) + 1, figsize=(2.7 * (len(sigmas) + 1), 3.4), sharey=True, squeeze=False, layout="constrained"
+        1, len(sigmas) + 1, figsize=(2.7 * (len(sigmas) + 1), 4.2), sharey=True, squeeze=False, layout="constrained"
     )
     norm = LogNorm(data["mse9_median"].min() / 2, data["mse9_median"].max())
     for axis, sigma in zip(axes[0], sigmas, strict=False):
-        table = data[data["sigma"] == sigma].pivot_table(index="K", columns="L", values="mse9_median")
+        table = data[data["sigma"] == sigma].pivot_table(index="K", columns="column", values="mse9_median")[columns]
         draw_table(axis, table, norm, "YlOrRd", f"median error, σ = {sigma:g}")
-    calls = data.pivot_table(index="K", columns="L", values="calls")
+    calls = data.pivot_table(index="K", columns="column", values="calls")[columns]
     draw_table(axes[0, -1], calls, LogNorm(data["calls"].min() / 2, data["calls"].max() * 2), "Blues", "network calls")
     axes[0, 0].set(ylabel="K", yticks=range(len(calls)), yticklabels=[f"{n:g}" for n in calls.index])
     figure.suptitle(

@@ -17,8 +17,8 @@ class DiffusionWorldModel(StandardizedWorldModel):
     """
     Learns to denoise windows of real steps (Algorithm 1) and imagines by diffusion under a policy (Algorithm 2).
 
-    What is diffused is the sequence of states of :class:`StandardizedWorldModel`. State 0 is inpainted: never noisy, in
-    training and in sampling. The denoiser is conditioned on the actions, without noise.
+    What is diffused is the sequence of states of :class:`StandardizedWorldModel`, in the denoiser's units. State 0 is
+    inpainted: never noisy, in training and in sampling. The denoiser is conditioned on the actions, without noise.
 
     :param obs_dim: length of an observation
     :param action_low: ``(action_dim,)`` lower bounds of the action box
@@ -58,14 +58,14 @@ class DiffusionWorldModel(StandardizedWorldModel):
 
     def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`; Algorithm 1, lines 3 to 6."""
-        clean = self._encode(batch)
+        clean = self._encode(batch) / self.denoiser.units
         # After an ending the window repeats the last action. Departs from the release, which shows the repetition to the
         # denoiser: it would tell where the episode ended, and imagined actions, which never repeat, that it did not.
         strangers = batch.actions.flatten(0, 1)[th.randperm(batch.mask.numel(), device=clean.device)].view_as(batch.actions)
         actions = th.where(batch.mask[..., None] > 0.0, batch.actions, strangers)
         corrupted = self.sampler.corrupt(clean, self._condition(actions))
         output = self.denoiser(corrupted.noisy, corrupted.actions, corrupted.level)
-        loss = self.denoiser.loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
+        loss = nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
         self._learn(self.denoiser, loss)
         return {"loss": loss.detach()}
 
@@ -73,20 +73,20 @@ class DiffusionWorldModel(StandardizedWorldModel):
     def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
         """See :meth:`WorldModel.imagine`; Algorithm 2. The context is left aside."""
         self._check_fitted()
-        bound = self._bound()
+        bound, units = self._bound(), self.average.get_buffer("module.units")
         task = Task(
             denoiser=self.average,
             condition=self._condition,
-            policy=lambda states: policy(self.state_normalizer.denormalize(states[..., : self.obs_dim])),
-            bound=bound,
-            first=nn.functional.pad(self.state_normalizer.normalize(start), (0, 2)),
+            policy=lambda states: policy(self.state_normalizer.denormalize((states * units)[..., : self.obs_dim])),
+            bound=lambda clean: bound(clean * units) / units,
+            first=nn.functional.pad(self.state_normalizer.normalize(start), (0, 2)) / units,
             noise=th.randn(len(start), self.horizon, self.action_dim, device=start.device),
             action_mean=self.action_normalizer.denormalize(th.zeros(self.action_dim, device=start.device)),
             action_std=self.action_normalizer.std,
             markov=self.denoiser.markov,
         )
         sample = self.sampler.sample(task)
-        return self._decode(sample.states, sample.actions, start, bound.faulty)
+        return self._decode(sample.states * units, sample.actions, start, bound.faulty)
 
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.adapt`; the δ controller."""
