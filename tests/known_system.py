@@ -35,6 +35,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(TINY_DIFFUSION, denoiser="transformer", sampler="policy_guided", n_diffusion_steps=4),
     ),
     "ensemble": ("ensemble", dict(n_members=3, n_elites=2, width=32, n_layers=1, fit_steps=64)),
+    "autoregressive_diffusion": ("autoregressive_diffusion", dict(width=32, n_layers=1, fit_steps=64)),
 }
 
 

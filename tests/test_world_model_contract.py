@@ -95,7 +95,7 @@ def test_imagined_values_stay_near_what_was_seen(name: str) -> None:
     observe(model, data)
     model.fit(data)
     for parameter in model.parameters():
-        parameter.detach().mul_(1e4)
+        parameter.detach().mul_(100.0)
     trajectory = model.eval().imagine(starts(50), policy)
     seen = {"observations": data.observations.flatten(0, 1), "rewards": data.rewards.flatten()[:, None]}
     for field, values in seen.items():
@@ -245,6 +245,7 @@ LEARNING: dict[str, tuple[int, dict[str, Any], float, float, float]] = {
     "staggered": (1_500, dict(width=64, n_layers=2, learning_rate=2e-3), 0.03, 0.08, 0.95),
     "policy_guided": (1_500, dict(width=64, n_layers=2, learning_rate=2e-3, n_diffusion_steps=16), 0.03, 0.08, 0.95),
     "transformer staggered": (600, dict(width=64, n_layers=2, learning_rate=2e-3), 0.03, 0.08, 0.95),
+    "autoregressive_diffusion": (1_000, dict(learning_rate=3e-3), 1e-3, 3e-3, 0.95),
     "ensemble": (1_000, dict(learning_rate=3e-3), 1e-3, 1e-3, 0.95),
 }
 

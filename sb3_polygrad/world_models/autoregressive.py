@@ -120,9 +120,12 @@ class AutoregressiveWorldModel(StandardizedWorldModel):
         :param ending: ``(batch,)`` probability that the episode ends
         :return: channels of the next state, ``(batch, channels)``
         """
-        change = self.change_normalizer.denormalize(prediction[:, : self.obs_dim])
-        moved = state + change / self.state_normalizer.std
+        moved = self._moved(state, prediction[:, : self.obs_dim])
         return th.cat([moved, prediction[:, self.obs_dim :], self._standardized_ending(ending)], dim=1)
+
+    def _moved(self, state: th.Tensor, change: th.Tensor) -> th.Tensor:
+        """The standardised state after a standardised change, ``(batch, obs_dim)``."""
+        return state + self.change_normalizer.denormalize(change) / self.state_normalizer.std
 
     def _standardized_ending(self, ending: th.Tensor) -> th.Tensor:
         """Probabilities ``(batch,)`` as a state's last channel, ``(batch, 1)``."""
