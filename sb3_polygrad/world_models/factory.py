@@ -28,7 +28,7 @@ from sb3_polygrad.diffusion.guidance import (
 from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
 from sb3_polygrad.diffusion.schedules import cosine_schedule
 from sb3_polygrad.diffusion.staggered import StaggeredSampler
-from sb3_polygrad.world_models import autoregressive_diffusion, ensemble
+from sb3_polygrad.world_models import autoregressive_diffusion, ensemble, rssm, transformer
 from sb3_polygrad.world_models.base import WorldModel
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 from sb3_polygrad.world_models.standardized import FitSettings, check_sizes
@@ -223,13 +223,17 @@ def _warn_of_unused(kwargs: Mapping[str, Any]) -> None:
 BUILDERS: dict[str, Callable[..., WorldModel]] = {
     "diffusion": build_diffusion,
     "ensemble": ensemble.build_ensemble,
+    "transformer": transformer.build_transformer,
     "autoregressive_diffusion": autoregressive_diffusion.build_autoregressive_diffusion,
+    "rssm": rssm.build_rssm,
 }
 """World models by name. Each builder takes obs_dim, action_low, action_high, horizon and its own keyword arguments."""
 
 PAPER_SIZES: dict[str, Mapping[str, Any]] = {
     "ensemble": ensemble.PAPER_SIZE,
+    "transformer": transformer.PAPER_SIZE,
     "autoregressive_diffusion": autoregressive_diffusion.PAPER_SIZE,
+    "rssm": rssm.PAPER_SIZE,
 }
 """The settings that ``size: paper`` stands for. (Those of the paper's own model are in ``hyperparams/polygrad-paper.yml``.)"""
 

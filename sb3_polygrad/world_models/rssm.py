@@ -1,0 +1,296 @@
+"""Dreamer-v3's world model (Hafner et al., 2023), a sequential VAE with a recurrent state, for vector observations."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.world_models.autoregressive import AutoregressiveWorldModel
+from sb3_polygrad.world_models.base import Context
+from sb3_polygrad.world_models.standardized import FitSettings, check_sizes
+
+UNIFORM_SHARE = 0.01  # of every categorical: no class is ever impossible
+FREE_NATS = 1.0  # a smaller divergence is not pressed further
+DYNAMICS_WEIGHT, REPRESENTATION_WEIGHT = 0.5, 0.1  # KL balance: the prior follows the posterior faster than the reverse
+REWARD_LIMIT, N_REWARD_BINS = 20.0, 255  # of the reward's categorical, in symlog
+
+
+def symlog(x: th.Tensor) -> th.Tensor:
+    """Squashes large values, is the identity near 0."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: th.Tensor) -> th.Tensor:
+    """The inverse of :func:`symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+def two_hot(values: th.Tensor, bins: th.Tensor) -> th.Tensor:
+    """
+    Weights of the two bins next to a value whose mean is that value.
+
+    :param values: ``(...)``, those beyond the bins count as the nearest bin
+    :param bins: ``(n,)`` at equal distances, rising
+    :return: ``(..., n)``
+    """
+    distances = (values.clamp(bins[0], bins[-1])[..., None] - bins).abs() / (bins[1] - bins[0])
+    return (1.0 - distances).clamp(min=0.0)
+
+
+def mixed_logits(logits: th.Tensor) -> th.Tensor:
+    """Normalised logits of a categorical of which a small share is uniform."""
+    probabilities = (1.0 - UNIFORM_SHARE) * logits.softmax(dim=-1) + UNIFORM_SHARE / logits.shape[-1]
+    return probabilities.log()
+
+
+def draw_classes(logits: th.Tensor) -> th.Tensor:
+    """
+    One-hot draws with straight-through gradients. (Not by torch's categorical: that one raises at NaN.)
+
+    :param logits: ``(..., n_classes)``, normalised
+    """
+    probabilities = logits.exp()
+    classes = (probabilities.detach() / th.empty_like(probabilities).exponential_()).argmax(dim=-1)
+    one_hot = nn.functional.one_hot(classes, logits.shape[-1])
+    return one_hot + probabilities - probabilities.detach()
+
+
+def divergence(logits: th.Tensor, other: th.Tensor) -> th.Tensor:
+    """KL(p || q) of products of categoricals, ``(..., n_variables, n_classes)`` to ``(...)``."""
+    return (logits.exp() * (logits - other)).sum(dim=(-1, -2))
+
+
+def mlp(n_inputs: int, width: int, n_layers: int, n_outputs: int) -> nn.Sequential:
+    """Layers of Linear, LayerNorm and SiLU, then a Linear."""
+    widths = [n_inputs, *[width] * n_layers]
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out, bias=False), nn.LayerNorm(n_out), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], n_outputs))
+
+
+class Latent(NamedTuple):
+    """
+    :param memory: ``(batch, width)`` recurrent, deterministic
+    :param classes: ``(batch, n_variables * n_classes)`` one-hot draws
+    """
+
+    memory: th.Tensor
+    classes: th.Tensor
+
+    def features(self) -> th.Tensor:
+        """What the heads read."""
+        return th.cat(self, dim=-1)
+
+
+class RSSM(nn.Module):
+    """
+    Recurrent state-space model: what is remembered is a GRU's state, what is uncertain are categorical variables.
+
+    :param obs_dim: length of an observation
+    :param action_dim: length of an action
+    :param width: of the GRU and all layers
+    :param n_layers: hidden layers of encoder, decoder and heads
+    :param n_variables: categorical variables
+    :param n_classes: their classes
+    """
+
+    bins: th.Tensor
+
+    def __init__(self, obs_dim: int, action_dim: int, width: int, n_layers: int, n_variables: int, n_classes: int) -> None:
+        super().__init__()
+        self.width, self.shape = width, (n_variables, n_classes)
+        n_stochastic = n_variables * n_classes
+        self.encoder = mlp(obs_dim, width, n_layers, width)
+        self.inputs = nn.Sequential(nn.Linear(n_stochastic + action_dim, width, bias=False), nn.LayerNorm(width), nn.SiLU())
+        self.cell = nn.GRUCell(width, width)
+        self.prior_head = mlp(width, width, 1, n_stochastic)
+        self.posterior_head = mlp(2 * width, width, 1, n_stochastic)
+        self.decoder = mlp(width + n_stochastic, width, n_layers, obs_dim)
+        self.reward_head = mlp(width + n_stochastic, width, n_layers, N_REWARD_BINS)
+        self.ending_head = mlp(width + n_stochastic, width, n_layers, 1)
+        self.register_buffer("bins", th.linspace(-REWARD_LIMIT, REWARD_LIMIT, N_REWARD_BINS), persistent=False)
+        nn.init.zeros_(self.reward_head[-1].weight)  # type: ignore[arg-type]
+
+    def initial(self, batch: int, device: th.device) -> Latent:
+        """Nothing is known yet."""
+        n_variables, n_classes = self.shape
+        return Latent(th.zeros(batch, self.width, device=device), th.zeros(batch, n_variables * n_classes, device=device))
+
+    def advance(self, latent: Latent, action: th.Tensor) -> th.Tensor:
+        """The memory after an action, ``(batch, width)``."""
+        return self.cell(self.inputs(th.cat([latent.classes, action], dim=-1)), latent.memory)
+
+    def prior(self, memory: th.Tensor) -> th.Tensor:
+        """Logits of what is to be expected, ``(..., n_variables, n_classes)``."""
+        return mixed_logits(self.prior_head(memory).unflatten(-1, self.shape))
+
+    def posterior(self, memory: th.Tensor, embedded: th.Tensor) -> th.Tensor:
+        """Logits given the observation too, ``(..., n_variables, n_classes)``."""
+        return mixed_logits(self.posterior_head(th.cat([memory, embedded], dim=-1)).unflatten(-1, self.shape))
+
+    def follow(self, states: th.Tensor, actions: th.Tensor) -> tuple[list[Latent], th.Tensor]:
+        """
+        The latents of observed sequences.
+
+        :param states: ``(batch, n + 1, obs_dim)``, standardised
+        :param actions: ``(batch, n, action_dim)`` between them
+        :return: ``n + 1`` latents, and the posterior's logits ``(batch, n + 1, n_variables, n_classes)``
+        """
+        embedded = self.encoder(symlog(states))
+        actions = nn.functional.pad(actions, (0, 0, 1, 0))  # nothing was done before the first observation
+        latent, latents, posteriors = self.initial(len(states), states.device), [], []
+        for t in range(states.shape[1]):
+            memory = self.advance(latent, actions[:, t])
+            posteriors.append(self.posterior(memory, embedded[:, t]))
+            latent = Latent(memory, draw_classes(posteriors[-1]).flatten(1))
+            latents.append(latent)
+        return latents, th.stack(posteriors, dim=1)
+
+    def reward(self, features: th.Tensor) -> th.Tensor:
+        """Mean reward, standardised, ``(...)``."""
+        return symexp((self.reward_head(features).softmax(dim=-1) * self.bins).sum(dim=-1))
+
+
+class RSSMWorldModel(AutoregressiveWorldModel):
+    """
+    Imagines in the latent space; the observations that the policy acts on are decoded from there.
+
+    The memory is filled by observing the context. Without one it starts from the first observation alone, as it does at the
+    beginning of every window that it is fitted on.
+
+    :param obs_dim: length of an observation
+    :param action_low: ``(action_dim,)`` lower bounds of the action box
+    :param action_high: ``(action_dim,)`` upper bounds of the action box
+    :param horizon: steps per trajectory
+    :param network: the model
+    :param fit_windows: windows per gradient step
+    :param reconstruction_weight: of the squared error of the decoded observations, against the other losses
+    :param fit_settings: optimiser and average
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_low: th.Tensor,
+        action_high: th.Tensor,
+        horizon: int,
+        network: RSSM,
+        fit_windows: int,
+        reconstruction_weight: float,
+        fit_settings: FitSettings,
+    ) -> None:
+        super().__init__(obs_dim, action_low, action_high, horizon, fit_settings)
+        self.network = network
+        self.fit_windows = fit_windows
+        self.reconstruction_weight = reconstruction_weight
+        self._will_learn(network)
+
+    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+        """See :meth:`WorldModel.fit`."""
+        batch = Trajectory(*(tensor[: self.fit_windows] for tensor in batch))
+        states, rewards, _ = self._encode(batch).split([self.obs_dim, 1, 1], dim=-1)
+        network, happened = self.network, nn.functional.pad(batch.mask, (1, 0), value=1.0)
+        latents, posterior = network.follow(states, self._condition(batch.actions))
+        memory = th.stack([latent.memory for latent in latents], dim=1)
+        features = th.stack([latent.features() for latent in latents], dim=1)
+
+        def mean(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
+            return (values * weights).sum() / weights.sum()
+
+        reconstruction = (network.decoder(features) - symlog(states)).square().sum(dim=-1)
+        prior = network.prior(memory)
+        dynamics = divergence(posterior.detach(), prior).clamp(min=FREE_NATS)
+        representation = divergence(posterior, prior.detach()).clamp(min=FREE_NATS)
+        latent_loss = (
+            self.reconstruction_weight * reconstruction + DYNAMICS_WEIGHT * dynamics + REPRESENTATION_WEIGHT * representation
+        )
+        target = two_hot(symlog(rewards[:, 1:, 0]), network.bins)
+        reward_loss = -(target * network.reward_head(features[:, 1:]).log_softmax(dim=-1)).sum(dim=-1)
+        ending_loss = nn.functional.binary_cross_entropy_with_logits(
+            network.ending_head(features[:, 1:]).squeeze(-1), batch.terminals, reduction="none"
+        )
+        loss = mean(latent_loss, happened) + mean(reward_loss + ending_loss, batch.mask)
+        self._learn(network, loss)
+        return {
+            "loss": loss.detach(),
+            "reconstruction": mean(reconstruction, happened).detach(),
+            "divergence": mean(dynamics, happened).detach(),
+        }
+
+    def _begin(self, state: th.Tensor, context: Context | None) -> Latent:
+        states, actions = state[:, None], state.new_zeros(len(state), 0, self.action_dim)
+        if context is not None:
+            states = th.cat([self.state_normalizer.normalize(context.observations), states], dim=1)
+            actions = self._condition(context.actions)
+        return self._imagining.follow(states, actions)[0][-1]
+
+    def _step(self, memory: Latent, state: th.Tensor, action: th.Tensor) -> tuple[Latent, th.Tensor]:
+        network = self._imagining
+        recurrent = network.advance(memory, action)
+        latent = Latent(recurrent, draw_classes(network.prior(recurrent)).flatten(1))
+        features = latent.features()
+        observed, ending = symexp(network.decoder(features)), network.ending_head(features).squeeze(-1).sigmoid()
+        after = th.cat([observed, network.reward(features)[:, None], self._standardized_ending(ending)], dim=1)
+        return latent, after
+
+    @property
+    def _imagining(self) -> RSSM:
+        """The averaged network."""
+        network = self.average.module
+        assert isinstance(network, RSSM)
+        return network
+
+
+PAPER_SIZE: Mapping[str, Any] = {
+    **{"width": 512, "n_layers": 2, "n_variables": 32, "n_classes": 32},
+    **{"fit_windows": 16, "reconstruction_weight": 1.0, "learning_rate": 1e-4, "max_grad_norm": 1000.0},
+}
+"""Dreamer-v3 for vector observations in the implementation that Appendix C.2 names."""
+
+
+def build_rssm(
+    obs_dim: int,
+    action_low: th.Tensor,
+    action_high: th.Tensor,
+    horizon: int,
+    *,
+    width: int = 128,
+    n_layers: int = 1,
+    n_variables: int = 16,
+    n_classes: int = 16,
+    fit_windows: int = 32,
+    reconstruction_weight: float = 10.0,
+    learning_rate: float = 1e-3,
+    max_grad_norm: float = 100.0,
+    ema_decay: float = 0.99,
+    ema_every: int = 1,
+) -> RSSMWorldModel:
+    """
+    An :class:`RSSMWorldModel` from plain settings.
+
+    :param obs_dim: length of an observation
+    :param action_low: lower bounds of the action box
+    :param action_high: upper bounds of the action box
+    :param horizon: steps per trajectory
+    :param width: of the GRU and all layers
+    :param n_layers: hidden layers of encoder, decoder and heads
+    :param n_variables: categorical variables
+    :param n_classes: their classes
+    :param fit_windows: windows per gradient step
+    :param reconstruction_weight: of the decoded observations' error. 1 in Dreamer-v3, whose windows are longer: only the first
+        step of a window has to tell everything, so that in short ones the price of telling weighs more
+    :param learning_rate: of Adam
+    :param max_grad_norm: bound on the gradient
+    :param ema_decay: of the average of the weights that imagines
+    :param ema_every: gradient steps between updates of that average
+    """
+    check_sizes(width=width, n_layers=n_layers, n_variables=n_variables, n_classes=n_classes, fit_windows=fit_windows)
+    network = RSSM(obs_dim, len(action_low), width, n_layers, n_variables, n_classes)
+    settings = FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every)
+    return RSSMWorldModel(obs_dim, action_low, action_high, horizon, network, fit_windows, reconstruction_weight, settings)
