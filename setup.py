@@ -85,6 +85,7 @@ class EditableWheel(editable_wheel):
 MUJOCO = ["gymnasium[mujoco]"]
 PROGRESS = ["rich", "tqdm"]
 PLOTS = ["matplotlib", "pandas"]
+OFFLINE = ["minari[hdf5]>=0.5,<0.6"]
 # rl_zoo3 2.9.2 imports requests (enjoy, load_from_hub), moviepy (record_video), tensorboard (-tb) without declaring them.
 ZOO = ["rl_zoo3[plots]>=2.9.2,<3", "moviepy", "requests", "tensorboard"]
 
@@ -108,8 +109,9 @@ setup(
         "mujoco": MUJOCO,
         "progress": PROGRESS,
         "plots": PLOTS,
+        "offline": OFFLINE,
         "zoo": ZOO,
-        "tests": [*MUJOCO, *PROGRESS, *PLOTS, "pytest", "tensorboard"],
+        "tests": [*MUJOCO, *PROGRESS, *PLOTS, *OFFLINE, "pytest", "tensorboard"],
         "dev": ["mypy", "ruff", "types-PyYAML"],
     },
     classifiers=[

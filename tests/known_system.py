@@ -36,7 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ensemble": ("ensemble", dict(n_members=3, n_elites=2, width=32, n_layers=1, fit_steps=64)),
     "transformer": ("transformer", dict(width=32, n_layers=1, n_heads=2, context=3)),
-    "autoregressive_diffusion": ("autoregressive_diffusion", dict(width=32, n_layers=1, fit_steps=64)),
+    "autoregressive_diffusion": ("autoregressive_diffusion", dict(width=32, n_layers=1)),
     "rssm": ("rssm", dict(width=32, n_layers=1, n_variables=4, n_classes=4, fit_windows=32)),
 }
 

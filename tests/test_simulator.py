@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,13 +71,19 @@ def test_actions_are_clipped_as_the_environment_would() -> None:
     assert th.equal(outside.observations, clipped.observations)
 
 
-def test_dataset_file_and_split(collected: tuple[Dataset, list[tuple[float, float]]], tmp_path: Path) -> None:
+def test_split(collected: tuple[Dataset, list[tuple[float, float]]]) -> None:
     data, _ = collected
-    data.save(tmp_path / "data.npz")
-    loaded = Dataset.load(tmp_path / "data.npz")
-    assert all((a == b).all() for a, b in zip(data, loaded, strict=True))
-    first, second = loaded.split(0.2)
+    first, second = data.split(0.2)
     assert len(second.rewards) >= 60 and len(first.rewards) + len(second.rewards) == 300
     assert first.terminated[-1] or first.truncated[-1]
     with pytest.raises(ValueError, match="no episode ends within the first"):
-        loaded.split(0.999)
+        data.split(0.999)
+
+
+def test_starts_have_steps_of_their_episode_before_them(collected: tuple[Dataset, list[tuple[float, float]]]) -> None:
+    data, _ = collected
+    assert data.starts().tolist() == list(range(300))
+    ends = data.terminated | data.truncated
+    for n_before in (1, 5):
+        expected = [i for i in range(n_before, 300) if not ends[i - n_before : i].any()]
+        assert data.starts(n_before).tolist() == expected

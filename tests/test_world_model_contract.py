@@ -26,6 +26,7 @@ from tests.known_system import (
     MODELS,
     OBS_DIM,
     build,
+    cut,
     fitted,
     observe,
     policy,
@@ -93,7 +94,7 @@ def test_imagined_values_stay_near_what_was_seen(name: str) -> None:
     data = real_windows(500)
     model = build(name)
     observe(model, data)
-    model.fit(data)
+    model.fit(cut(data, model.window))
     for parameter in model.parameters():
         parameter.detach().mul_(100.0)
     trajectory = model.eval().imagine(starts(50), policy)
@@ -146,7 +147,7 @@ def test_an_environment_without_endings_has_none_to_imagine(name: str) -> None:
     data = data._replace(terminals=th.zeros_like(data.terminals), mask=th.ones_like(data.mask))
     model = build(name)
     observe(model, data)
-    model.fit(data)
+    model.fit(cut(data, model.window))
     assert model.imagine(starts(50), policy).terminals.sum() == 0.0
 
 
@@ -181,7 +182,7 @@ def test_state_dict_restores_what_it_imagines(name: str) -> None:
         for each in (model, other):
             th.manual_seed(1)
             imagined.append(each.imagine(start, policy))
-            each.fit(batch)
+            each.fit(cut(batch, each.window))
         assert all(th.equal(a, b) for a, b in zip(*imagined, strict=True))
 
 
@@ -222,8 +223,8 @@ def test_a_batch_that_is_not_finite_leaves_no_trace(name: str) -> None:
         return learning, copy.deepcopy(model.optimizer.state_dict())
 
     before = learner()
-    batch.rewards[:] = th.inf
-    model.fit(batch)
+    batch.rewards[:] = th.nan
+    model.fit(cut(batch, model.window))
     assert equal_trees(learner(), before)
     assert all(th.isfinite(tensor).all() for tensor in model.imagine(starts(4), policy))
 
@@ -233,7 +234,8 @@ def test_a_batch_that_is_not_finite_leaves_no_trace(name: str) -> None:
 
 @every_model
 def test_fit_reports_detached_scalars(name: str) -> None:
-    metrics = fitted(name).fit(real_windows(16))
+    model = fitted(name)
+    metrics = model.fit(cut(real_windows(16), model.window))
     assert "loss" in metrics
     for key, value in metrics.items():
         assert value.shape == () and not value.requires_grad and th.isfinite(value), key
@@ -246,6 +248,8 @@ LEARNING: dict[str, tuple[int, dict[str, Any], float, float, float]] = {
     "policy_guided": (1_500, dict(width=64, n_layers=2, learning_rate=2e-3, n_diffusion_steps=16), 0.03, 0.08, 0.95),
     "transformer staggered": (600, dict(width=64, n_layers=2, learning_rate=2e-3), 0.03, 0.08, 0.95),
     "autoregressive_diffusion": (1_000, dict(learning_rate=3e-3), 1e-3, 3e-3, 0.95),
+    "transformer": (1_000, dict(learning_rate=3e-3), 1e-3, 2e-3, 0.97),
+    "rssm": (400, dict(learning_rate=3e-3, width=64, n_variables=8, n_classes=8), 0.15, 0.2, 0.95),
     "ensemble": (1_000, dict(learning_rate=3e-3), 1e-3, 1e-3, 0.95),
 }
 
@@ -312,7 +316,8 @@ def test_polygrad_learns_with_it(name: str, tmp_path: Path) -> None:
 
 def test_windows_are_not_touched_by_fit() -> None:
     for name in MODELS:
-        batch = real_windows(16)
+        model = fitted(name)
+        batch = cut(real_windows(16), model.window)
         before = Trajectory(*(tensor.clone() for tensor in batch))
-        fitted(name).fit(batch)
+        model.fit(batch)
         assert all(th.equal(a, b) for a, b in zip(batch, before, strict=True)), name

@@ -26,7 +26,7 @@ import numpy as np
 import torch as th
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
@@ -70,8 +70,15 @@ def run(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     model = ALGORITHMS[args.algo]("MlpPolicy", args.env, seed=seed, device=args.device, **args.kwargs)
     stopwatch = StopwatchCallback()
     with tempfile.TemporaryDirectory() as folder:  # EvalCallback keeps the single returns only where it may write them
+        stop = None if args.stop_at is None else StopTrainingOnRewardThreshold(args.stop_at)
         callback = evaluation_callback(
-            args.env, seed, args.every, args.episodes, callback_after_eval=stopwatch, log_path=folder
+            args.env,
+            seed,
+            args.every,
+            args.episodes,
+            callback_on_new_best=stop,
+            callback_after_eval=stopwatch,
+            log_path=folder,
         )
         model.learn(args.steps, callback=callback)
     return [
@@ -99,6 +106,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--every", type=int, default=1_000, help="real steps between evaluations")
     parser.add_argument("--episodes", type=int, default=5, help="episodes per evaluation")
+    parser.add_argument("--stop-at", type=float, help="a seed is done when an evaluation is as good as this")
     parser.add_argument("--hyperparams", help="take the environment's settings from this file of hyperparams/, e.g. polygrad")
     parser.add_argument("--kwargs", type=json.loads, default={}, help="further constructor arguments as json")
     parser.add_argument("--label", help="name of the curve, if not that of the algorithm")

@@ -4,7 +4,7 @@ ablations of it.
 
     python -m sb3_polygrad.evaluation.action_distribution --data DIR --models MODELS --out docs/results/distribution_hopper_h10
 
-``DIR`` is what ``make_dataset`` wrote. One policy-guided world model is fitted (or taken from ``MODELS``). Then, for every
+``DIR`` is the folder of a dataset that ``make_dataset`` wrote. One policy-guided world model is fitted (or taken from ``MODELS``). Then, for every
 rule of guidance and every standard deviation σ of the policy from large to small (the agent's mean, its standard deviation
 replaced), δ is tuned by Eq. 10, trajectories are imagined from held-out states, and some are replayed in the simulator.
 
@@ -29,7 +29,7 @@ from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.on_policy import standardized_actions
 from sb3_polygrad.diffusion.guidance import Guidance, PolicyScoreGuidance
 from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
-from sb3_polygrad.evaluation.dataset import Dataset
+from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
 from sb3_polygrad.evaluation.results import readable, write_csv
@@ -109,8 +109,10 @@ def shape(standardized: th.Tensor) -> dict[str, float]:
 
 def study(args: argparse.Namespace) -> None:
     """All rules and standard deviations for one environment and one horizon."""
-    agent, simulator = PPO.load(args.data / "policy.zip", device="cpu"), Simulator(args.env)
-    fit_data, held_out = Dataset.load(args.data / "transitions.npz").split(args.held_out)
+    data = minari_files.read(args.data)
+    args.env = data.env_id
+    agent, simulator = PPO.load(data.folder / "policy.zip", device="cpu"), Simulator(args.env)
+    fit_data, held_out = data.steps.split(args.held_out)
     chosen = np.random.default_rng(args.seed).choice(len(held_out.rewards), args.trajectories, replace=False)
     start = th.as_tensor(held_out.observations[chosen]).float()
     problem = Problem(simulator, agent, start, held_out.simulator_states[chosen], args.replays)
@@ -153,7 +155,7 @@ def study(args: argparse.Namespace) -> None:
         facts = provenance(
             "sb3_polygrad.evaluation.action_distribution",
             threads=args.threads,
-            dataset=json.loads((args.data / "dataset.json").read_text()),
+            dataset=json.loads((data.folder / "dataset.json").read_text()),
             training=training,
         )
         write_json(args.out.with_name(args.out.name + ".json"), facts)
@@ -162,7 +164,7 @@ def study(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that make_dataset wrote")
+    parser.add_argument("--data", required=True, help="dataset's folder or Minari id, from make_dataset")
     parser.add_argument("--models", type=Path, required=True, help="folder for fitted models, used again if they are there")
     parser.add_argument("--name", default="policy_guided", help="of the fitted model in that folder")
     parser.add_argument("--horizon", type=int, default=10)
@@ -181,7 +183,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
     args = parser.parse_args()
-    args.env = json.loads((args.data / "dataset.json").read_text())["env"]
     th.set_num_threads(args.threads)
     study(args)
 

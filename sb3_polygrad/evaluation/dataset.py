@@ -1,8 +1,7 @@
-"""Real transitions with the simulator states they began in, as one file."""
+"""Real transitions with the simulator states they began in."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ class Dataset(NamedTuple):
     :param next_observations: ``(n, obs_dim)`` true successors
     :param terminated: ``(n,)`` bool
     :param truncated: ``(n,)`` bool
-    :param simulator_states: ``(n, state_dim)`` positions and velocities before the step, float64
+    :param simulator_states: ``(n, state_dim)`` positions and velocities before the step, float64; ``(n, 0)`` if not known
     """
 
     observations: np.ndarray
@@ -30,16 +29,6 @@ class Dataset(NamedTuple):
     terminated: np.ndarray
     truncated: np.ndarray
     simulator_states: np.ndarray
-
-    def save(self, path: Path) -> None:
-        """Write an ``.npz`` file."""
-        np.savez_compressed(path, **self._asdict())
-
-    @classmethod
-    def load(cls, path: Path) -> Dataset:
-        """Read a file that :meth:`save` wrote."""
-        with np.load(path) as arrays:
-            return cls(**{name: arrays[name] for name in cls._fields})
 
     def steps(self, begin: int, end: int) -> Dataset:
         """Consecutive steps, ``begin`` among them, ``end`` not."""
@@ -58,6 +47,19 @@ class Dataset(NamedTuple):
             raise ValueError(f"no episode ends within the first {1.0 - share:.0%} of the {len(self.rewards)} steps")
         cut = int(before[-1])
         return self.steps(0, cut), self.steps(cut, len(self.rewards))
+
+    def starts(self, n_before: int = 0) -> np.ndarray:
+        """
+        Steps that have at least ``n_before`` steps of the same episode before them.
+
+        :param n_before: how many
+        :return: their indices, rising
+        """
+        ends = self.terminated | self.truncated
+        first = np.r_[True, ends[:-1]]
+        index = np.arange(len(ends))
+        begin = np.maximum.accumulate(np.where(first, index, 0))
+        return index[index - begin >= n_before]
 
     def to_buffer(self, horizon: int) -> TrajectoryBuffer:
         """

@@ -1,12 +1,12 @@
 """
 A dataset of real transitions with simulator states, from a PPO agent trained on the spot.
 
-    python -m sb3_polygrad.evaluation.make_dataset --env Hopper-v5 --steps 100000 --out DIR
+    python -m sb3_polygrad.evaluation.make_dataset --env Hopper-v5 --steps 100000 --root DIR
 
-writes ``DIR/transitions.npz`` (:class:`~sb3_polygrad.evaluation.dataset.Dataset`), ``DIR/policy.zip`` (the agent) and
-``DIR/dataset.json`` (command, versions, returns). The agent acts with its own mean and, episode by episode, one of several
-standard deviations, so that a world model meets every amount of noise it is later asked about. The environment is not
-normalised: observations, actions and rewards are the environment's own.
+makes the Minari dataset ``polygrad/hopper/ppo-v0`` in DIR (see :mod:`~sb3_polygrad.evaluation.minari_files`) and puts
+``policy.zip`` (the agent) and ``dataset.json`` (command, versions, returns) into its folder. The agent acts with its own mean
+and, episode by episode, one of several standard deviations, so that a world model meets every amount of noise it is later
+asked about. The environment is not normalised: observations, actions and rewards are the environment's own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.dataset import Dataset
 from sb3_polygrad.policy.real_steps import simulator_states, true_successors
 
@@ -110,18 +111,22 @@ def main() -> None:
     parser.add_argument("--stds", type=float, nargs="+", default=[0.02, 0.1, 0.5, 1.0], help="of the actions, each in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--root", type=Path, required=True, help="folder of all datasets, outside the repository")
+    parser.add_argument("--id", help="the dataset's name; polygrad/<environment>/ppo-v0 if not given")
     args = parser.parse_args()
 
+    name = args.id or f"polygrad/{args.env.split('-')[0].lower()}/ppo-v0"
+    if (args.root / name).exists():  # said before hours of work, not after
+        parser.error(f"{args.root / name} exists: pass another --id, or delete it")
     th.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     agent = train_agent(args.env, args.agent_steps, args.seed)
-    agent.save(args.out / "policy.zip")
     trained = time.perf_counter()
     env = make_vec_env(args.env, n_envs=8, seed=args.seed + 1)
     dataset, returns = collect(agent, env, args.steps, args.stds, args.seed)
-    dataset.save(args.out / "transitions.npz")
+    description = f"SB3's PPO after {args.agent_steps} steps; standard deviation of the actions by episode: {args.stds}"
+    folder = minari_files.write(dataset, args.env, args.root, name, description)
+    agent.save(folder / "policy.zip")
     facts = provenance(
         "sb3_polygrad.evaluation.make_dataset",
         env=args.env,
@@ -130,8 +135,8 @@ def main() -> None:
         mean_return_by_std=mean_returns(returns),
         seconds={"agent": round(trained - begin, 1), "collection": round(time.perf_counter() - trained, 1)},
     )
-    write_json(args.out / "dataset.json", facts)
-    print(f"{args.env}: {len(dataset.rewards)} transitions, mean return by std {facts['mean_return_by_std']}")
+    write_json(folder / "dataset.json", facts)
+    print(f"{folder}: {len(dataset.rewards)} transitions, mean return by std {facts['mean_return_by_std']}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ they cost.
 
     python -m sb3_polygrad.evaluation.sampler_study --data DIR --models MODELS --out docs/results/sampler_study/hopper_h10
 
-``DIR`` is what ``make_dataset`` wrote. World models are fitted, or taken from ``MODELS``: for the staggered sampler one for
+``DIR`` is a dataset's folder, from ``make_dataset``. World models are fitted, or taken from ``MODELS``: for the staggered sampler one for
 each denoiser, which serves all levels K and lags L (a Markov one for each K), and one for each number N of diffusion steps
 of the policy-guided sampler. Then, for every sampler and every standard deviation σ of the policy (the agent's mean, its
 standard deviation replaced), trajectories are imagined from held-out states and their actions replayed in the simulator
@@ -38,6 +38,7 @@ from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.on_policy import action_statistics, per_step_std, standardized_actions
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.diffusion.base import Sample, Sampler, Task
+from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.dataset import Dataset
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
@@ -198,9 +199,11 @@ def candidates(args: argparse.Namespace, data: Dataset, simulator: Simulator) ->
 
 def study(args: argparse.Namespace) -> None:
     """The whole study of one environment and one horizon."""
-    agent = PPO.load(args.data / "policy.zip", device="cpu")
+    data = minari_files.read(args.data)
+    args.env = data.env_id
+    agent = PPO.load(data.folder / "policy.zip", device="cpu")
     simulator = Simulator(args.env)
-    fit_data, held_out = Dataset.load(args.data / "transitions.npz").split(args.held_out)
+    fit_data, held_out = data.steps.split(args.held_out)
     chosen = np.random.default_rng(args.seed).choice(len(held_out.rewards), args.trajectories, replace=False)
     start = th.as_tensor(held_out.observations[chosen]).float()
     problem = Problem(simulator, agent, start, held_out.simulator_states[chosen], args.replays)
@@ -226,7 +229,7 @@ def study(args: argparse.Namespace) -> None:
         facts = provenance(
             "sb3_polygrad.evaluation.sampler_study",
             threads=args.threads,
-            dataset=json.loads((args.data / "dataset.json").read_text()),
+            dataset=json.loads((data.folder / "dataset.json").read_text()),
             training=trainings,
         )
         write_json(args.out.with_name(args.out.name + ".json"), facts)
@@ -235,7 +238,7 @@ def study(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that make_dataset wrote")
+    parser.add_argument("--data", required=True, help="dataset's folder or Minari id, from make_dataset")
     parser.add_argument("--models", type=Path, required=True, help="folder for fitted models, used again if they are there")
     parser.add_argument("--horizon", type=int, default=10)
     parser.add_argument("--gradient-steps", type=int, default=5_000)
@@ -257,7 +260,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
     args = parser.parse_args()
-    args.env = json.loads((args.data / "dataset.json").read_text())["env"]
     th.set_num_threads(args.threads)
     study(args)
 

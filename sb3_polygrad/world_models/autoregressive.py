@@ -38,6 +38,10 @@ class Steps(NamedTuple):
         """Some of the steps: ``indices`` of the first dimension, of any shape."""
         return Steps(*(tensor[indices] for tensor in self))
 
+    def flat(self) -> Steps:
+        """Steps of windows, ``(batch, window)``, one after the other."""
+        return Steps(*(tensor.flatten(0, 1) for tensor in self))
+
 
 class AutoregressiveWorldModel(StandardizedWorldModel):
     """
@@ -102,16 +106,15 @@ class AutoregressiveWorldModel(StandardizedWorldModel):
     # ------------------------------------------------------------------ for models that predict changes
 
     def _steps(self, batch: Trajectory) -> Steps:
-        """All steps of real windows, one after the other; those that did not happen (see ``batch.mask``) are meaningless."""
+        """All steps of real windows, ``(batch, window)``; those that did not happen (see ``batch.mask``) are meaningless."""
         changes = self.change_normalizer.normalize(batch.observations.diff(dim=1))
         rewards = self.outcome_normalizer.normalize(th.stack([batch.rewards, batch.terminals], dim=-1))[..., :1]
-        steps = Steps(
+        return Steps(
             self.state_normalizer.normalize(batch.observations[:, :-1]),
             self._condition(batch.actions),
             th.cat([changes, rewards], dim=-1),
             batch.terminals,
         )
-        return Steps(*(tensor.flatten(0, 1) for tensor in steps))
 
     def _after(self, state: th.Tensor, prediction: th.Tensor, ending: th.Tensor) -> th.Tensor:
         """

@@ -11,7 +11,7 @@ from torch import nn
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.denoisers.residual_mlp import ResidualMLP
 from sb3_polygrad.diffusion import karras
-from sb3_polygrad.world_models.autoregressive import AutoregressiveWorldModel, draw_rows
+from sb3_polygrad.world_models.autoregressive import AutoregressiveWorldModel
 from sb3_polygrad.world_models.base import Context
 from sb3_polygrad.world_models.standardized import FitSettings, check_sizes
 
@@ -30,7 +30,6 @@ class AutoregressiveDiffusionWorldModel(AutoregressiveWorldModel):
     :param levels: noise levels that sampling goes through
     :param heun: second-order sampling
     :param churn: noise added while sampling
-    :param fit_steps: real steps per gradient step
     :param fit_settings: optimiser and average
     """
 
@@ -44,13 +43,12 @@ class AutoregressiveDiffusionWorldModel(AutoregressiveWorldModel):
         levels: list[float],
         heun: bool,
         churn: float,
-        fit_steps: int,
         fit_settings: FitSettings,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, fit_settings)
         self.network = network
         self.levels, self.heun, self.churn = levels, heun, churn
-        self.fit_steps = fit_steps
+        self.window = 1  # single steps are all there is to learn from
         self._will_learn(network)
 
     def _given(self, network: nn.Module, states: th.Tensor, actions: th.Tensor) -> karras.Network:
@@ -64,10 +62,10 @@ class AutoregressiveDiffusionWorldModel(AutoregressiveWorldModel):
 
     def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`."""
-        steps = self._steps(batch).rows(draw_rows(batch.mask.flatten(), self.fit_steps))
+        steps = self._steps(batch).flat()
         clean = th.cat([steps.targets, self._standardized_ending(steps.terminals)], dim=1)
         network = self._given(self.network, steps.states, steps.actions)
-        loss = karras.loss(network, clean, karras.training_levels(self.fit_steps, clean.device))
+        loss = karras.loss(network, clean, karras.training_levels(len(clean), clean.device))
         self._learn(self.network, loss)
         return {"loss": loss.detach()}
 
@@ -100,7 +98,6 @@ def build_autoregressive_diffusion(
     churn: float = 0.0,
     sigma_min: float = 0.002,
     sigma_max: float = 5.0,
-    fit_steps: int = 256,
     learning_rate: float = 1e-3,
     max_grad_norm: float = 1.0,
     ema_decay: float = 0.99,
@@ -120,16 +117,13 @@ def build_autoregressive_diffusion(
     :param churn: S_churn of stochastic sampling; 0 for none
     :param sigma_min: smallest noise level
     :param sigma_max: largest noise level, that sampling starts from
-    :param fit_steps: real steps per gradient step, drawn from the windows
     :param learning_rate: of Adam
     :param max_grad_norm: bound on the gradient
     :param ema_decay: of the average of the weights that imagines
     :param ema_every: gradient steps between updates of that average
     """
-    check_sizes(width=width, n_layers=n_layers, fit_steps=fit_steps)
+    check_sizes(width=width, n_layers=n_layers)
     network = ResidualMLP(1, obs_dim + 2, len(action_low), 1, width, n_layers)
     levels = karras.noise_levels(n_diffusion_steps, sigma_min, sigma_max)
     settings = FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every)
-    return AutoregressiveDiffusionWorldModel(
-        obs_dim, action_low, action_high, horizon, network, levels, heun, churn, fit_steps, settings
-    )
+    return AutoregressiveDiffusionWorldModel(obs_dim, action_low, action_high, horizon, network, levels, heun, churn, settings)

@@ -135,7 +135,7 @@ class EnsembleWorldModel(AutoregressiveWorldModel):
 
     def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`; the loss is the negative log likelihood."""
-        steps = self._steps(batch)
+        steps = self._steps(batch).flat()
         happened, held = batch.mask.flatten(), held_out(batch, self.held_out_share).flatten()
         # The small weight only matters where all steps are of the same kind.
         learnt, scored = (happened * th.where(kind, 1.0, 1e-6) for kind in (~held, held))

@@ -169,6 +169,7 @@ class RSSMWorldModel(AutoregressiveWorldModel):
     :param action_high: ``(action_dim,)`` upper bounds of the action box
     :param horizon: steps per trajectory
     :param network: the model
+    :param window: steps of the windows that it is fitted on
     :param fit_windows: windows per gradient step
     :param reconstruction_weight: of the squared error of the decoded observations, against the other losses
     :param fit_settings: optimiser and average
@@ -181,12 +182,14 @@ class RSSMWorldModel(AutoregressiveWorldModel):
         action_high: th.Tensor,
         horizon: int,
         network: RSSM,
+        window: int,
         fit_windows: int,
         reconstruction_weight: float,
         fit_settings: FitSettings,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, fit_settings)
         self.network = network
+        self.window = window
         self.fit_windows = fit_windows
         self.reconstruction_weight = reconstruction_weight
         self._will_learn(network)
@@ -249,7 +252,7 @@ class RSSMWorldModel(AutoregressiveWorldModel):
 
 PAPER_SIZE: Mapping[str, Any] = {
     **{"width": 512, "n_layers": 2, "n_variables": 32, "n_classes": 32},
-    **{"fit_windows": 16, "reconstruction_weight": 1.0, "learning_rate": 1e-4, "max_grad_norm": 1000.0},
+    **{"window": 64, "fit_windows": 16, "reconstruction_weight": 1.0, "learning_rate": 1e-4, "max_grad_norm": 1000.0},
 }
 """Dreamer-v3 for vector observations in the implementation that Appendix C.2 names."""
 
@@ -264,6 +267,7 @@ def build_rssm(
     n_layers: int = 1,
     n_variables: int = 16,
     n_classes: int = 16,
+    window: int | None = None,
     fit_windows: int = 32,
     reconstruction_weight: float = 10.0,
     learning_rate: float = 1e-3,
@@ -282,6 +286,7 @@ def build_rssm(
     :param n_layers: hidden layers of encoder, decoder and heads
     :param n_variables: categorical variables
     :param n_classes: their classes
+    :param window: steps of the windows that it is fitted on; ``horizon`` if not given
     :param fit_windows: windows per gradient step
     :param reconstruction_weight: of the decoded observations' error. 1 in Dreamer-v3, whose windows are longer: only the first
         step of a window has to tell everything, so that in short ones the price of telling weighs more
@@ -291,6 +296,10 @@ def build_rssm(
     :param ema_every: gradient steps between updates of that average
     """
     check_sizes(width=width, n_layers=n_layers, n_variables=n_variables, n_classes=n_classes, fit_windows=fit_windows)
+    window = horizon if window is None else window
+    check_sizes(window=window)
     network = RSSM(obs_dim, len(action_low), width, n_layers, n_variables, n_classes)
     settings = FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every)
-    return RSSMWorldModel(obs_dim, action_low, action_high, horizon, network, fit_windows, reconstruction_weight, settings)
+    return RSSMWorldModel(
+        obs_dim, action_low, action_high, horizon, network, window, fit_windows, reconstruction_weight, settings
+    )

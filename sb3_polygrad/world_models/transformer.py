@@ -53,7 +53,7 @@ class TransformerWorldModel(AutoregressiveWorldModel):
     :param action_high: ``(action_dim,)`` upper bounds of the action box
     :param horizon: steps per trajectory
     :param network: of ``obs_dim + 2`` outputs: change, reward, logit of the ending
-    :param context: steps that it looks at
+    :param context: steps that it looks at, and is fitted on
     :param fit_windows: windows per gradient step
     :param fit_settings: optimiser and average
     """
@@ -71,24 +71,18 @@ class TransformerWorldModel(AutoregressiveWorldModel):
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, fit_settings)
         self.network = network
-        self.context, self.fit_windows = context, fit_windows
+        self.context = self.window = context
+        self.fit_windows = fit_windows
         self._will_learn(network)
 
     def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`."""
         batch = Trajectory(*(tensor[: self.fit_windows] for tensor in batch))
-        n_windows, length = batch.rewards.shape
         steps = self._steps(batch)
-        # Of longer windows a part of context's length is taken, wherever it begins.
-        begin = th.randint(max(1, length - self.context + 1), (n_windows, 1), device=batch.rewards.device)
-        part = th.arange(n_windows, device=begin.device)[:, None] * length + begin
-        part = part + th.arange(min(length, self.context), device=begin.device)
-        steps, happened = steps.rows(part), batch.mask.flatten()[part]
-
         output = self.network(steps.inputs())
         errors = (output[..., :-1] - steps.targets).square().mean(dim=-1)
         endings = nn.functional.binary_cross_entropy_with_logits(output[..., -1], steps.terminals, reduction="none")
-        loss = ((errors + endings) * happened).sum() / happened.sum().clamp(min=1.0)
+        loss = ((errors + endings) * batch.mask).sum() / batch.mask.sum()
         self._learn(self.network, loss)
         return {"loss": loss.detach()}
 
