@@ -4,9 +4,10 @@ ablations of it.
 
     python -m sb3_polygrad.evaluation.action_distribution --data DIR --models MODELS --out docs/results/distribution_hopper_h10
 
-``DIR`` is the folder of a dataset that ``make_dataset`` wrote. One policy-guided world model is fitted (or taken from ``MODELS``). Then, for every
-rule of guidance and every standard deviation σ of the policy from large to small (the agent's mean, its standard deviation
-replaced), δ is tuned by Eq. 10, trajectories are imagined from held-out states, and some are replayed in the simulator.
+``DIR`` is the folder of a dataset that ``make_dataset`` wrote. One policy-guided world model is fitted (or taken from
+``MODELS``). Then, for every rule of guidance and every standard deviation σ of the policy from large to small (the agent's
+mean, its standard deviation replaced), δ is tuned by Eq. 10, trajectories are imagined from held-out states, and some are
+replayed in the simulator.
 
 Writes ``<out>.csv`` (a row per rule and σ), ``<out>_steps.csv`` (a row per step of those), ``<out>_histogram.csv`` (densities
 of the standardised actions) and ``<out>.json``. Errors and statistics are those of
