@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 
 from sb3_polygrad.evaluation.dataset import Dataset
+from sb3_polygrad.world_models.base import WorldModel
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 from sb3_polygrad.world_models.factory import build_diffusion
 
+AnyWorldModel = TypeVar("AnyWorldModel", bound=WorldModel)
 
-def fit(model: DiffusionWorldModel, data: Dataset, gradient_steps: int, batch_size: int) -> dict[str, float]:
+
+def fit(model: WorldModel, data: Dataset, gradient_steps: int, batch_size: int) -> dict[str, float]:
     """
     :param model: to be fitted, fresh
     :param data: real steps
@@ -63,16 +66,40 @@ def fitted_model(
     :return: the model in evaluation mode, and what there is to say about its training
     :raises ValueError: if the file holds a model with other settings
     """
-    asked = {
-        "horizon": horizon,
-        "settings": dict(settings),
-        "gradient_steps": gradient_steps,
-        "batch_size": batch_size,
-        "steps": len(data.rewards),
-        "seed": seed,
-    }
+    asked = {"horizon": horizon, "settings": dict(settings)}
+
+    def build() -> DiffusionWorldModel:
+        return build_diffusion(data.observations.shape[1], action_low, action_high, horizon, **settings)
+
+    return kept_or_fitted(path, build, asked, data, gradient_steps, batch_size, seed)
+
+
+def kept_or_fitted(
+    path: Path,
+    build: Callable[[], AnyWorldModel],
+    asked: Mapping[str, Any],
+    data: Dataset,
+    gradient_steps: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[AnyWorldModel, dict[str, Any]]:
+    """
+    The model at ``path``, or a new one of any kind that is fitted and written there.
+
+    :param path: file of weights and statistics
+    :param build: makes a fresh model
+    :param asked: what ``build`` makes, in plain values
+    :param data: real steps to fit to
+    :param gradient_steps: budget
+    :param batch_size: windows per gradient step
+    :param seed: of the initial weights and of the training noise
+    :return: the model in evaluation mode, and what there is to say about its training
+    :raises ValueError: if the file holds a model that was made otherwise
+    """
+    budget = {"gradient_steps": gradient_steps, "batch_size": batch_size, "steps": len(data.rewards), "seed": seed}
+    asked = {**asked, **budget}
     th.manual_seed(seed)
-    model = build_diffusion(data.observations.shape[1], action_low, action_high, horizon, **settings)
+    model = build()
     if path.exists():
         saved = th.load(path, weights_only=True)
         if saved["asked"] != asked:

@@ -88,6 +88,18 @@ class Latent(NamedTuple):
         return th.cat(self, dim=-1)
 
 
+class Prediction(NamedTuple):
+    """
+    :param state: ``(batch, obs_dim)``, standardised
+    :param reward: ``(batch,)`` of the step that led there, standardised
+    :param ending: ``(batch,)`` probability that it ended the episode
+    """
+
+    state: th.Tensor
+    reward: th.Tensor
+    ending: th.Tensor
+
+
 class RSSM(nn.Module):
     """
     Recurrent state-space model: what is remembered is a GRU's state, what is uncertain are categorical variables.
@@ -152,9 +164,19 @@ class RSSM(nn.Module):
             latents.append(latent)
         return latents, th.stack(posteriors, dim=1)
 
-    def reward(self, features: th.Tensor) -> th.Tensor:
-        """Mean reward, standardised, ``(...)``."""
-        return symexp((self.reward_head(features).softmax(dim=-1) * self.bins).sum(dim=-1))
+    def forward(self, latent: Latent, action: th.Tensor) -> tuple[Latent, Prediction]:
+        """
+        One imagined step.
+
+        :param latent: where it begins
+        :param action: ``(batch, action_dim)``, standardised
+        """
+        memory = self.advance(latent, action)
+        latent = Latent(memory, draw_classes(self.prior(memory)).flatten(1))
+        features = latent.features()
+        reward = (self.reward_head(features).softmax(dim=-1) * self.bins).sum(dim=-1)
+        ending = self.ending_head(features).squeeze(-1).sigmoid()
+        return latent, Prediction(symexp(self.decoder(features)), symexp(reward), ending)
 
 
 class RSSMWorldModel(AutoregressiveWorldModel):
@@ -231,23 +253,13 @@ class RSSMWorldModel(AutoregressiveWorldModel):
         if context is not None:
             states = th.cat([self.state_normalizer.normalize(context.observations), states], dim=1)
             actions = self._condition(context.actions)
-        return self._imagining.follow(states, actions)[0][-1]
-
-    def _step(self, memory: Latent, state: th.Tensor, action: th.Tensor) -> tuple[Latent, th.Tensor]:
-        network = self._imagining
-        recurrent = network.advance(memory, action)
-        latent = Latent(recurrent, draw_classes(network.prior(recurrent)).flatten(1))
-        features = latent.features()
-        observed, ending = symexp(network.decoder(features)), network.ending_head(features).squeeze(-1).sigmoid()
-        after = th.cat([observed, network.reward(features)[:, None], self._standardized_ending(ending)], dim=1)
-        return latent, after
-
-    @property
-    def _imagining(self) -> RSSM:
-        """The averaged network."""
         network = self.average.module
         assert isinstance(network, RSSM)
-        return network
+        return network.follow(states, actions)[0][-1]
+
+    def _step(self, memory: Latent, state: th.Tensor, action: th.Tensor) -> tuple[Latent, th.Tensor]:
+        latent, after = self.average(memory, action)
+        return latent, th.cat([after.state, after.reward[:, None], self._standardized_ending(after.ending)], dim=1)
 
 
 PAPER_SIZE: Mapping[str, Any] = {
