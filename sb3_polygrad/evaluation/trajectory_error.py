@@ -100,11 +100,13 @@ def errors(
     :param start: ``(batch, obs_dim)`` where they began
     :param std: ``(obs_dim,)`` that observations are standardised by
     :param reward_std: scalar that rewards are standardised by
-    :return: a row per step, see the head of this file
+    :return: a row per step that happened, see the head of this file
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for t in range(imagined.horizon):
         both = (imagined.mask[:, t] * real.mask[:, t]) > 0.0
+        if not both.any():
+            break
         truth = real.observations[both, t + 1]
         difference = imagined.observations[both, t + 1] - truth
         raw, standardized = difference.square().mean(dim=1), (difference / std).square().mean(dim=1)
@@ -209,7 +211,9 @@ def study(args: argparse.Namespace) -> None:
                     }
                 )
                 print(
-                    labels, {key: readable(value) for key, value in {**steps[min(9, horizon) - 1], **cost}.items()}, flush=True
+                    labels,
+                    {key: readable(value) for key, value in {**steps[min(9, len(steps)) - 1], **cost}.items()},
+                    flush=True,
                 )
                 # After every model, so that a study cut short leaves what it has measured.
                 write_csv(args.out.with_name(args.out.name + ".csv"), rows)
