@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_polygrad.evaluation import action_distribution, make_dataset
+from sb3_polygrad.evaluation import action_distribution, make_dataset, minari_files
 from sb3_polygrad.evaluation.action_distribution import BIN_EDGES, RULES, delta_rate, follow, shape
 from sb3_polygrad.plots import action_diagnostics
 from sb3_polygrad.plots import action_distribution as distribution_plot
@@ -21,11 +21,11 @@ from sb3_polygrad.world_models.factory import build_diffusion
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Hopper steps of an agent that has learnt nothing."""
-    folder = tmp_path_factory.mktemp("data")
     env = make_vec_env("Hopper-v5", n_envs=2, seed=0)
     agent = PPO("MlpPolicy", env, device="cpu")
+    steps, _ = make_dataset.collect(agent, env, 600, (0.5,), 0)
+    folder = minari_files.write(steps, "Hopper-v5", tmp_path_factory.mktemp("data"), "test/hopper-v0", "a test")
     agent.save(folder / "policy.zip")
-    make_dataset.collect(agent, env, 600, (0.5,), 0)[0].save(folder / "transitions.npz")
     (folder / "dataset.json").write_text(json.dumps({"env": "Hopper-v5"}))
     return folder
 

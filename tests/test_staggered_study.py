@@ -149,9 +149,10 @@ def test_fitted_models_are_used_again_and_never_mistaken(tmp_path: Path) -> None
 
 def test_study_from_dataset_to_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["make_dataset", "--env", "Hopper-v5", "--steps", "800", "--agent-steps", "2048",
-                                     "--out", str(tmp_path / "data")])  # fmt: skip
+                                     "--root", str(tmp_path / "data")])  # fmt: skip
     make_dataset.main()
-    monkeypatch.setattr("sys.argv", ["sampler_study", "--data", str(tmp_path / "data"), "--models", str(tmp_path / "models"),
+    data = tmp_path / "data" / "polygrad" / "hopper" / "ppo-v0"
+    monkeypatch.setattr("sys.argv", ["sampler_study", "--data", str(data), "--models", str(tmp_path / "models"),
                                      "--horizon", "4", "--gradient-steps", "5", "--width", "16", "--layers", "1",
                                      "--levels", "1", "2", "--lags", "1", "--denoisers", "residual_mlp", "markov_mlp",
                                      "--staggered", '{"markov_mlp": {"learning_rate": 0.004}}',
