@@ -71,8 +71,10 @@ class PolyGRAD(Saving):
     :param horizon: steps per imagined trajectory
     :param n_imagined: trajectories imagined per update
     :param policy_update: ``"ppo"``, or ``"a2c"`` as in the paper
-    :param world_model: ``"diffusion"``, or a class or function that builds a world model
-    :param world_model_kwargs: its settings, see :func:`~sb3_polygrad.world_models.factory.build_diffusion`
+    :param world_model: ``"diffusion"``, ``"ensemble"``, ``"transformer"``, ``"autoregressive_diffusion"``, ``"rssm"``, or a
+        class or function that builds a world model
+    :param world_model_kwargs: its settings: the keyword arguments of its builder, see
+        :data:`~sb3_polygrad.world_models.factory.BUILDERS`
     :param stats_window_size: episodes over which the logged return is averaged
     :param tensorboard_log: folder for tensorboard
     :param policy_kwargs: arguments of the policy
