@@ -4,11 +4,11 @@ they cost.
 
     python -m sb3_polygrad.evaluation.sampler_study --data DIR --models MODELS --out docs/results/sampler_study/hopper_h10
 
-``DIR`` is a dataset's folder, from ``make_dataset``. World models are fitted, or taken from ``MODELS``: for the staggered sampler one for
-each denoiser, which serves all levels K and lags L (a Markov one for each K), and one for each number N of diffusion steps
-of the policy-guided sampler. Then, for every sampler and every standard deviation σ of the policy (the agent's mean, its
-standard deviation replaced), trajectories are imagined from held-out states and their actions replayed in the simulator
-from the stored simulator states.
+``DIR`` is a dataset's folder, from ``make_dataset``. World models are fitted, or taken from ``MODELS``: for the staggered
+sampler one for each denoiser, which serves all levels K and lags L (a Markov one for each K), and one for each number N of
+diffusion steps of the policy-guided sampler. Then, for every sampler and every standard deviation σ of the policy (the
+agent's mean, its standard deviation replaced), trajectories are imagined from held-out states and their actions replayed in
+the simulator from the stored simulator states.
 
 Writes ``<out>.csv`` (a row per sampler and σ), ``<out>_steps.csv`` (a row per step of those) and ``<out>.json``.
 
