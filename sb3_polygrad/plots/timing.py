@@ -29,7 +29,7 @@ def plot(files: Sequence[Path], out: Path, measure: str = "seconds") -> None:
     """
     tables = [pd.read_csv(file) for file in files]
     models = list(dict.fromkeys(model for table in tables for model in table["model"]))
-    figure, axes = plt.subplots(1, len(tables), figsize=(5.2 * len(tables), 4.4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(tables), figsize=(6.4 * len(tables), 5.0), squeeze=False, layout="constrained")
     for axis, table in zip(axes[0], tables, strict=True):
         for model, rows in table.groupby("model", sort=False):
             axis.loglog(rows["horizon"], rows[measure], "o-", color=f"C{models.index(str(model))}", label=model, markersize=4)
@@ -43,7 +43,7 @@ def plot(files: Sequence[Path], out: Path, measure: str = "seconds") -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     save(figure, out)
 
 
