@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch as th
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
+from torch.optim.swa_utils import AveragedModel
 
 from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.diffusion.staggered import staggered_levels
 from sb3_polygrad.evaluation import make_dataset, sampler_study, spread_study
 from sb3_polygrad.evaluation.fitted_model import fitted_model
@@ -80,7 +82,7 @@ def test_errors_are_standardised_and_count_only_what_happened_on_both_sides() ->
     assert counts[0].tolist() == [True, True, False]
 
 
-class _Chain(th.nn.Module):
+class _Chain(Denoiser):
     """Every state is its predecessor plus the action; or, looking ahead, the start plus all actions."""
 
     def __init__(self, looks_ahead: bool) -> None:
@@ -102,7 +104,7 @@ def test_future_influence_of_a_denoiser_that_looks_ahead_and_of_one_that_does_no
     influences = []
     for looks_ahead in (False, True):
         model = small_model(denoiser="residual_mlp", n_levels=1)
-        model.average = _Chain(looks_ahead)  # type: ignore[assignment]
+        model.average = AveragedModel(_Chain(looks_ahead))
         influences.append(future_influence(model, th.zeros(4_000, 2), policy))
     assert influences[0] == 0.0
     # The state is a sum of four draws, of which two come later: sqrt(2 / 4).
@@ -176,9 +178,12 @@ def test_study_from_dataset_to_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     sampler_grid.plot(tmp_path / "results" / "study.csv", tmp_path / "grid.png")
     assert all((tmp_path / name).stat().st_size > 1_000 for name in ("errors.png", "grid.png"))
     facts = json.loads((tmp_path / "results" / "study.json").read_text())
-    training = facts["training"]["staggered_markov_mlp"]
-    assert facts["dataset"]["transitions"] == 800 and training["gradient_steps"] == 5 and training["cpu_seconds"] > 0.0
-    assert training["settings"]["learning_rate"] == 0.004
+    assert list(facts["training"]) == [
+        *("staggered_residual_mlp", "staggered_markov_mlp_1", "staggered_markov_mlp_2", "policy_guided_3")
+    ]
+    training = facts["training"]["staggered_markov_mlp_2"]
+    assert facts["dataset"]["transitions"] == 800 and training["gradient_steps"] == 5 and "cpu_seconds" in training
+    assert training["settings"]["learning_rate"] == 0.004 and training["settings"]["n_levels"] == 2
     assert "learning_rate" not in facts["training"]["staggered_residual_mlp"]["settings"]
 
 
@@ -207,7 +212,7 @@ def test_spread_study_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                                      "--starts", "3", "--trajectories", "20", "--out", str(tmp_path / "spread")])  # fmt: skip
     spread_study.main()
     with (tmp_path / "spread.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"] * 2
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"] * 3  # markov, residual, policy-guided
     spread.plot(tmp_path / "spread.csv", tmp_path / "spread.png")
     levels_plot.plot(4, 2, [0.0, 1.0], tmp_path / "levels.png")
     assert all((tmp_path / name).stat().st_size > 1_000 for name in ("spread.png", "levels.png"))
