@@ -12,13 +12,15 @@ replayed in the simulator.
 Writes ``<out>.csv`` (a row per rule and σ), ``<out>_steps.csv`` (a row per step of those), ``<out>_histogram.csv`` (densities
 of the standardised actions) and ``<out>.json``. Errors and statistics are those of
 :mod:`~sb3_polygrad.evaluation.sampler_study`. Besides: ``kurtosis`` (3 for draws), ``at_clip`` (share of actions within 0.05
-of ±3 standard deviations; 0.0009 for draws), and ``delta_rate`` (δ / σ²; 1 at the controller's bound).
+of ±3 standard deviations; 0.0009 for draws), ``delta_rate`` (δ / σ²; 1 at the controller's bound) and
+``cpu_seconds`` of imagining.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,14 +136,16 @@ def study(args: argparse.Namespace) -> None:
             th.manual_seed(args.seed)
             policy = policy_with_std(agent, std)
             model = tuned(model, policy, tuning)  # from where δ was for the σ before
+            processor = time.process_time()
             imagined = model.imagine(problem.start, policy)
+            cost = {"cpu_seconds": time.process_time() - processor}
             with th.no_grad():
                 normal = policy(imagined.observations[:, :-1])
             standardized = standardized_actions(imagined, normal.mean, normal.stddev)
             happened = standardized[imagined.mask > 0.0]
             row, steps = describe(imagined, standardized, problem, model.state_normalizer.std)
             labels = {"env": args.env, "horizon": args.horizon, "rule": rule, "sigma": std}
-            rows.append({**labels, **row, **shape(happened), "delta_rate": delta_rate(model, std)})
+            rows.append({**labels, **cost, **row, **shape(happened), "delta_rate": delta_rate(model, std)})
             step_rows += [{**labels, **step} for step in steps]
             counts, _ = np.histogram(happened.numpy(), BIN_EDGES)
             density = counts / happened.numel() / np.diff(BIN_EDGES)
