@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 
+from sb3_polygrad.core.arguments import is_number
+from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.world_models.factory import choose
 
 INTEGERS = (
@@ -18,6 +22,9 @@ NUMBERS = (
     *("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "critic_learning_rate"),
     "learning_rate_adaptation",
 )
+
+GIVEN_TO_THE_POLICY = {"self", "observation_space", "action_space", "lr_schedule", "kwargs"}
+"""Arguments of the policy's constructor that do not come from ``policy_kwargs``."""
 
 if TYPE_CHECKING:
     from sb3_polygrad.polygrad import PolyGRAD
@@ -66,8 +73,45 @@ def _check_types(model: PolyGRAD) -> None:
         if isinstance(getattr(model, name), bool) or not isinstance(getattr(model, name), (int, np.integer)):
             raise TypeError(f"{name} must be an integer, got {getattr(model, name)!r}")
     for name in NUMBERS:
-        if not isinstance(getattr(model, name), (int, float, np.number)):
+        if not is_number(getattr(model, name)):
             raise TypeError(f"{name} must be a number, got {getattr(model, name)!r}")
+    for name in ("target_update", "target_kl"):
+        if getattr(model, name) is not None and not is_number(getattr(model, name)):
+            raise TypeError(f"{name} must be a number or None, got {getattr(model, name)!r}")
+    for name in ("learning_rate", "clip_range"):
+        value = getattr(model, name)
+        if isinstance(value, str):
+            raise TypeError(
+                f"{name}: {value!r} is for configuration files, which the zoo and load_hyperparams read; pass a number, or a "
+                "schedule such as stable_baselines3.common.utils.LinearSchedule(1e-3, 0.0, 1.0)"
+            )
+        if not is_number(value(1.0) if callable(value) else value):
+            raise TypeError(f"{name} must be a number or a schedule, got {value!r}")
+    if not isinstance(model.normalize_advantage, (bool, np.bool_)):
+        raise TypeError(f"normalize_advantage must be True or False, got {model.normalize_advantage!r}")
+    if not isinstance(model.policy_kwargs, dict):
+        raise TypeError(f"policy_kwargs must be a dict, got {model.policy_kwargs!r}")
+
+
+def _check_numbers(model: PolyGRAD) -> None:
+    """Ranges of numbers, said by name; a schedule is judged by its start. (Written so that NaN is refused.)"""
+    for name in ("gamma", "gae_lambda", "learning_rate_adaptation", "learning_rate"):
+        if not 0.0 <= _at_start(model, name) <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {_at_start(model, name)}")
+    if not 0.0 < model.critic_learning_rate <= 1.0:
+        raise ValueError(f"critic_learning_rate must lie in (0, 1], got {model.critic_learning_rate}")
+    for name in ("clip_range", "max_grad_norm", "target_update", "target_kl"):
+        value = _at_start(model, name)
+        if value is not None and not value > 0.0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    for name in ("ent_coef", "vf_coef"):
+        if not np.isfinite(getattr(model, name)):
+            raise ValueError(f"{name} must be a finite number, got {getattr(model, name)}")
+
+
+def _at_start(model: PolyGRAD, name: str) -> float:
+    value = getattr(model, name)
+    return value(1.0) if callable(value) else value
 
 
 def check_arguments(model: PolyGRAD) -> None:
@@ -79,6 +123,13 @@ def check_arguments(model: PolyGRAD) -> None:
     :raises ValueError: at the first argument that cannot work
     """
     _check_types(model)
+    if model.policy_class is PolyGRADPolicy:  # a class of one's own may take what it likes
+        known = {
+            *inspect.signature(PolyGRADPolicy.__init__).parameters,
+            *inspect.signature(ActorCriticPolicy.__init__).parameters,
+        }
+        for name in model.policy_kwargs:
+            choose("policy_kwargs", name, known - GIVEN_TO_THE_POLICY)
     if model.policy_kwargs.get("use_sde"):
         raise ValueError(
             "policy_kwargs: use_sde=True is not supported: imagination needs a std that does not depend on the state"
@@ -101,13 +152,5 @@ def check_arguments(model: PolyGRAD) -> None:
         raise ValueError(f"policy_learning_starts must not be negative, got {model.policy_learning_starts}: 0 is no delay")
     if model.gradient_steps < 1 and model.gradient_steps != -1:
         raise ValueError(f"gradient_steps must be -1 (as many as real steps) or at least 1, got {model.gradient_steps}")
-    for name in ("gamma", "gae_lambda", "learning_rate_adaptation"):
-        if not 0.0 <= getattr(model, name) <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1], got {getattr(model, name)}")
-    for name in ("clip_range", "critic_learning_rate", "max_grad_norm", "target_update", "target_kl"):
-        value = getattr(model, name)
-        if callable(value):  # a schedule, at its start
-            value = value(1.0)
-        if value is not None and not value > 0.0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    _check_numbers(model)
     choose("policy_update", model.policy_update, ("a2c", "ppo"))

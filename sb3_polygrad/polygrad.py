@@ -32,6 +32,9 @@ from sb3_polygrad.saving import Saving
 from sb3_polygrad.world_models.base import WorldModel
 from sb3_polygrad.world_models.factory import build_world_model
 
+MAX_FAULTY_UPDATES = 100
+"""Updates in a row from which nothing could be learnt, before the run is given up."""
+
 SelfPolyGRAD = TypeVar("SelfPolyGRAD", bound="PolyGRAD")
 
 
@@ -176,6 +179,7 @@ class PolyGRAD(Saving):
         self._n_unobserved = 0
         self._gradient_steps_owed = 0
         self._seen_normalized = False
+        self._n_faulty_updates = 0
         # Where in an update the run is, should it be saved and resumed there.
         self._rollout_step = 0
         self._in_step = False
@@ -338,12 +342,13 @@ class PolyGRAD(Saving):
         self._gradient_steps_owed += self._gradient_steps_per_update
         if self._in_prefill:
             return
-        self._fit_world_model()
+        fault = self._fit_world_model()
         self._update_learning_rates()
         buffer = self.replay_buffer
         if len(buffer) >= min(self.policy_learning_starts, buffer.capacity * buffer.n_envs):
-            self._learn_from(self.imagine(self.n_imagined))
+            fault = self._learn_from(self.imagine(self.n_imagined)) or fault
         self._n_updates += 1
+        self._note(fault)
         self._pace.update((self._total_timesteps - self.num_timesteps) / n_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -352,16 +357,36 @@ class PolyGRAD(Saving):
         """Gradient steps of the world model that belong to one policy update."""
         return self.n_steps * self.n_envs if self.gradient_steps < 0 else self.gradient_steps
 
-    def _fit_world_model(self) -> None:
-        """Algorithm 3, line 6. The first call makes up for the gradient steps of the random prefill."""
+    def _note(self, fault: str | None) -> None:
+        """A fault that passes is in the log; one that stays ends the run, saved as it is."""
+        self._n_faulty_updates = 0 if fault is None else self._n_faulty_updates + 1
+        if fault is not None and self._n_faulty_updates == MAX_FAULTY_UPDATES:
+            self._n_faulty_updates = 0
+            path = self._save_where_it_failed()
+            raise ValueError(
+                f"{fault} were not finite for {MAX_FAULTY_UPDATES} updates in a row: nothing is learnt any more. The run as "
+                f"it is now was saved in {path}; lower the learning_rate of world_model_kwargs, or look for huge rewards or "
+                "observations in the environment, and go on from an earlier checkpoint"
+            )
+
+    def _fit_world_model(self) -> str | None:
+        """
+        Algorithm 3, line 6. The first call makes up for the gradient steps of the random prefill.
+
+        :return: what was faulty throughout, if anything was
+        """
         self.world_model.observe(*self.replay_buffer.latest(self._n_unobserved))
         self._n_unobserved = 0
         self.world_model.train()
-        for _ in range(self._gradient_steps_owed):
+        n_steps, self._gradient_steps_owed = self._gradient_steps_owed, 0
+        if n_steps == 0:
+            return None
+        skipped: th.Tensor | float = 0.0
+        for _ in range(n_steps):
             metrics = self.world_model.fit(self.replay_buffer.sample(self.batch_size))
-        if self._gradient_steps_owed > 0:
-            self._record_means("world_model", metrics)
-        self._gradient_steps_owed = 0
+            skipped = skipped + metrics.get("skipped", 0.0) / n_steps
+        self._record_means("world_model", {**metrics, "skipped": skipped})
+        return "the gradients of the world model" if float(skipped) > 1.0 - 1e-3 / n_steps else None
 
     def imagine(self, n_trajectories: int, start: th.Tensor | None = None) -> Trajectory:
         """
@@ -408,11 +433,15 @@ class PolyGRAD(Saving):
         """Flat observations ``(..., obs_dim)`` to the shape that the policy expects."""
         return observations.reshape(-1, *self.observation_space.shape)  # type: ignore[misc]
 
-    def _learn_from(self, trajectory: Trajectory) -> None:
-        """Policy, critic and δ from one imagined batch (Algorithm 3, lines 8 and 9)."""
+    def _learn_from(self, trajectory: Trajectory) -> str | None:
+        """
+        Policy, critic and δ from one imagined batch (Algorithm 3, lines 8 and 9).
+
+        :return: what was faulty throughout, if anything was; nothing was learnt then
+        """
         if not all(bool(th.isfinite(tensor).all()) for tensor in trajectory):
             self.logger.record_mean("imagination/skipped", 1.0)
-            return
+            return "the imagined trajectories"
         self.logger.record_mean("imagination/skipped", 0.0)
         view = VecNormalizeView(self._vec_normalize_env, self.device)
         observations, rewards = view.observations(trajectory.observations), view.rewards(trajectory.rewards)
@@ -428,6 +457,11 @@ class PolyGRAD(Saving):
         learner = Learner(policy.evaluate_actions, policy.actor_parameters(), policy.critic_parameters(), policy.optimizer)
         settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
         metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
+        if not all(bool(th.isfinite(parameter).all()) for parameter in policy.parameters()):  # an optimiser's own doing
+            raise ValueError(
+                f"the optimiser made parameters of the policy not finite: lower learning_rate={self.learning_rate} or "
+                f"critic_learning_rate={self.critic_learning_rate}, or look at optimizer_kwargs in policy_kwargs"
+            )
         policy.update_critic_target()
         self._learning_rate_share = adapted_share(
             self._learning_rate_share, float(metrics.get("step_scale", 1.0)), self.learning_rate_adaptation
@@ -448,6 +482,7 @@ class PolyGRAD(Saving):
                 "value_mean": values.mean(),
             },
         )
+        return "the gradients of policy and critic" if float(metrics["skipped"]) == 1.0 else None
 
     def _present_update(self) -> PolicyUpdate:
         """The policy update that was asked for, its schedule at the present progress."""

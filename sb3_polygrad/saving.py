@@ -173,6 +173,13 @@ class Saving(OnPolicyAlgorithm):
             write_part(file, RUN_STATE, self._run_state())
             write_part(file, REPLAY_BUFFER, self.replay_buffer.state_dict())
 
+    def _save_where_it_failed(self) -> pathlib.Path:
+        """Save everything where the logs are, for whoever looks into a fault."""
+        path = pathlib.Path(self.logger.get_dir() or ".").resolve() / f"faulty_{self.num_timesteps}_steps.zip"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._save_all(path)
+        return path
+
     @classmethod
     def resume(
         cls: type[SelfSaving],

@@ -90,7 +90,7 @@ def test_unbounded_actions_are_refused_with_a_way_out() -> None:
         ("gamma", 1.5, r"gamma must lie in \[0, 1\]"),
         ("gae_lambda", -0.1, r"gae_lambda must lie in \[0, 1\]"),
         ("clip_range", 0.0, "clip_range must be positive"),
-        ("critic_learning_rate", 0.0, "critic_learning_rate must be positive"),
+        ("critic_learning_rate", 0.0, r"critic_learning_rate must lie in \(0, 1\]"),
         ("max_grad_norm", -1.0, "max_grad_norm must be positive"),
         ("target_update", 0.0, "target_update must be positive"),
         ("target_kl", -0.1, "target_kl must be positive"),
@@ -133,7 +133,7 @@ def test_learning_starts_counts_all_environments() -> None:
 def test_unknown_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="learning_start"):
         PolyGRAD("MlpPolicy", PointEnv(), learning_start=100)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="net_arc"):
+    with pytest.raises(ValueError, match="policy_kwargs: 'net_arc' is not known; did you mean 'net_arch'"):
         tiny_model(PointEnv(), policy_kwargs=dict(net_arc=[4]))
 
 

@@ -126,7 +126,7 @@ def gradient_step(
     :param entropy: ``(batch,)`` of the policy
     :param samples: the minibatch
     :param loss: weights of the loss
-    :return: the losses
+    :return: the losses, and whether the step was skipped since the gradient was not finite
     """
     value_loss = masked_mean((values.flatten() - samples.returns).square(), samples.mask)
     assert entropy is not None, "imagination needs a policy whose entropy is known"
@@ -135,10 +135,11 @@ def gradient_step(
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()
     norms = [nn.utils.clip_grad_norm_(parameters, loss.max_grad_norm) for parameters in (learner.actor, learner.critic)]
-    if th.isfinite(th.stack(norms)).all():  # else no trace is left in parameters or optimiser
+    usable = th.isfinite(th.stack(norms)).all()
+    if usable:  # else no trace is left in parameters or optimiser
         learner.optimizer.step()
     losses = {"loss": total, "policy_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
-    return {name: value.detach() for name, value in losses.items()}
+    return {**{name: value.detach() for name, value in losses.items()}, "skipped": 1.0 - usable.float()}
 
 
 class PolicyUpdate(Protocol):
@@ -216,6 +217,7 @@ class PPOUpdate:
         n_steps = next(minibatches(None)).mask.numel()
         minibatch_size = -(-n_steps // self.n_minibatches)
         metrics: dict[str, th.Tensor | float] = {}
+        skipped: list[th.Tensor | float] = []
         for _ in range(self.n_epochs):
             for samples in minibatches(minibatch_size):
                 mask = samples.mask
@@ -226,6 +228,8 @@ class PPOUpdate:
                 clipped = ratio.clamp(1.0 - self.clip_range, 1.0 + self.clip_range)
                 policy_loss = -masked_mean(th.minimum(advantages * ratio, advantages * clipped), mask)
                 metrics = gradient_step(learner, policy_loss, values, entropy, samples, loss)
+                skipped.append(metrics["skipped"])
+                metrics["skipped"] = sum(skipped) / len(skipped)  # of all steps; the rest is about the last one
                 with th.no_grad():
                     metrics["approx_kl"] = masked_mean(ratio - 1.0 - log_ratio, mask)
                     metrics["clip_fraction"] = masked_mean(((ratio - 1.0).abs() > self.clip_range).float(), mask)

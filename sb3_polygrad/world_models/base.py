@@ -67,7 +67,8 @@ class WorldModel(nn.Module, ABC):
         One gradient step on real windows.
 
         :param batch: windows of ``window`` steps
-        :return: scalar tensors to log, on the device, detached; ``"loss"`` is one of them
+        :return: scalar tensors to log, on the device, detached; ``"loss"`` is one of them, and ``"skipped"`` may be: 1 if the
+            gradient was not finite, and therefore not followed
         """
 
     @abstractmethod

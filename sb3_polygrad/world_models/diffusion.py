@@ -66,8 +66,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
         corrupted = self.sampler.corrupt(clean, self._condition(actions))
         output = self.denoiser(corrupted.noisy, corrupted.actions, corrupted.level)
         loss = nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
-        self._learn(self.denoiser, loss)
-        return {"loss": loss.detach()}
+        return self._learn(self.denoiser, loss)
 
     @th.no_grad()
     def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:

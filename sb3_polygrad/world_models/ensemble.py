@@ -147,9 +147,9 @@ class EnsembleWorldModel(AutoregressiveWorldModel):
         endings = nn.functional.binary_cross_entropy_with_logits(logit, own.terminals)
         bounds = (self.network.max_log_variance - self.network.min_log_variance).mean()
         loss = likelihood + endings + BOUND_WEIGHT * bounds
-        self._learn(self.network, loss)
+        metrics = self._learn(self.network, loss)
         self._score(steps.rows(draw_rows(scored, self.fit_steps // 4 + 1)))
-        return {"loss": loss.detach(), "held_out_loss": self.held_out_loss.mean()}
+        return {**metrics, "held_out_loss": self.held_out_loss.mean()}
 
     @th.no_grad()
     def _score(self, steps: Steps) -> None:

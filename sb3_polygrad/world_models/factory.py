@@ -10,6 +10,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_polygrad.core.arguments import check_types
 from sb3_polygrad.core.controllers import DeltaController
 from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.denoisers.markov_mlp import MarkovMLP
@@ -263,6 +264,7 @@ def build_world_model(
     :param world_model: a name, or a class or function with the signature of the builders
     :param kwargs: its settings; with a name also ``size``, ``"default"`` or ``"paper"`` (Appendix C.2)
     :raises ValueError: for an unknown name or setting, naming the nearest known one
+    :raises TypeError: for a setting of another type than the builder's annotation
     """
     if isinstance(world_model, str):
         builder = BUILDERS[choose("world_model", world_model, BUILDERS)]
@@ -274,6 +276,7 @@ def build_world_model(
         known = set(parameters) - {"obs_dim", "action_low", "action_high", "horizon"}
         for name in kwargs:
             choose("world_model_kwargs", name, known)
+    check_types("world_model_kwargs", builder, kwargs)
     if builder is build_diffusion:
         _warn_of_unused(kwargs)
     return builder(obs_dim, action_low, action_high, horizon, **kwargs)

@@ -122,16 +122,18 @@ class StandardizedWorldModel(WorldModel, ABC):
         self.average.requires_grad_(False)
         self.optimizer = th.optim.Adam(network.parameters(), lr=self.settings.learning_rate, fused=True)
 
-    def _learn(self, network: nn.Module, loss: th.Tensor) -> None:
-        """One gradient step of the network, and of its average."""
+    def _learn(self, network: nn.Module, loss: th.Tensor) -> dict[str, th.Tensor]:
+        """One gradient step of the network, and of its average; returns what every ``fit`` logs."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.settings.max_grad_norm)
-        if th.isfinite(norm):  # else no trace is left in network or optimiser
+        usable = th.isfinite(norm)
+        if usable:  # else no trace is left in network or optimiser
             self.optimizer.step()
         if int(self.fitted) % self.settings.ema_every == 0:
             self.average.update_parameters(network)
         self.fitted += 1.0
+        return {"loss": loss.detach(), "skipped": 1.0 - usable.float()}
 
     # ------------------------------------------------------------------ units
 
