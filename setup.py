@@ -111,7 +111,7 @@ setup(
         "plots": PLOTS,
         "offline": OFFLINE,
         "zoo": ZOO,
-        "tests": [*MUJOCO, *PROGRESS, *PLOTS, *OFFLINE, "pytest", "tensorboard"],
+        "tests": [*MUJOCO, *PROGRESS, *PLOTS, *OFFLINE, "hypothesis", "pytest", "tensorboard"],
         "dev": ["mypy", "ruff", "types-PyYAML"],
     },
     classifiers=[

@@ -89,6 +89,8 @@ def _check_types(model: PolyGRAD) -> None:
             raise TypeError(f"{name} must be a number or a schedule, got {value!r}")
     if not isinstance(model.normalize_advantage, (bool, np.bool_)):
         raise TypeError(f"normalize_advantage must be True or False, got {model.normalize_advantage!r}")
+    if not isinstance(model.world_model_name, str) and not callable(model.world_model_name):
+        raise TypeError(f"world_model must be a name, or a class or function that builds one, got {model.world_model_name!r}")
     if not isinstance(model.policy_kwargs, dict):
         raise TypeError(f"policy_kwargs must be a dict, got {model.policy_kwargs!r}")
 

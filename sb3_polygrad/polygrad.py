@@ -172,6 +172,8 @@ class PolyGRAD(Saving):
         self.n_imagined = n_imagined
         self.policy_update = policy_update
         self.world_model_name = world_model
+        if not isinstance(world_model_kwargs, (Mapping, type(None))):
+            raise TypeError(f"world_model_kwargs must be a mapping, got {world_model_kwargs!r}")
         self.world_model_kwargs = dict(world_model_kwargs or {})
         self._n_updates = 0
         self._learning_rate_share = 1.0  # of the schedule

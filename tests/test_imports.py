@@ -26,7 +26,18 @@ BELOW = {
     "callbacks": {"saving"},
     "polygrad": {"core", "denoisers", "diffusion", "world_models", "policy", "checks", "saving"},
 }
-KNOW_SB3 = {"policy", "checks", "saving", "callbacks", "polygrad", "zoo", "train", "benchmark", "evaluation"}
+KNOW_SB3 = {
+    "policy",
+    "checks",
+    "saving",
+    "callbacks",
+    "polygrad",
+    "hyperparams_loader",
+    "zoo",
+    "train",
+    "benchmark",
+    "evaluation",
+}
 
 
 def part_of(path: Path) -> str:
