@@ -66,8 +66,7 @@ class AutoregressiveDiffusionWorldModel(AutoregressiveWorldModel):
         clean = th.cat([steps.targets, self._standardized_ending(steps.terminals)], dim=1)
         network = self._given(self.network, steps.states, steps.actions)
         loss = karras.loss(network, clean, karras.training_levels(len(clean), clean.device))
-        self._learn(self.network, loss)
-        return {"loss": loss.detach()}
+        return self._learn(self.network, loss)
 
     def _begin(self, state: th.Tensor, context: Context | None) -> None:
         return None

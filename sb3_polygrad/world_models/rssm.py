@@ -241,9 +241,8 @@ class RSSMWorldModel(AutoregressiveWorldModel):
             network.ending_head(features[:, 1:]).squeeze(-1), batch.terminals, reduction="none"
         )
         loss = mean(latent_loss, happened) + mean(reward_loss + ending_loss, batch.mask)
-        self._learn(network, loss)
         return {
-            "loss": loss.detach(),
+            **self._learn(network, loss),
             "reconstruction": mean(reconstruction, happened).detach(),
             "divergence": mean(dynamics, happened).detach(),
         }

@@ -83,8 +83,7 @@ class TransformerWorldModel(AutoregressiveWorldModel):
         errors = (output[..., :-1] - steps.targets).square().mean(dim=-1)
         endings = nn.functional.binary_cross_entropy_with_logits(output[..., -1], steps.terminals, reduction="none")
         loss = ((errors + endings) * batch.mask).sum() / batch.mask.sum()
-        self._learn(self.network, loss)
-        return {"loss": loss.detach()}
+        return self._learn(self.network, loss)
 
     def _begin(self, state: th.Tensor, context: Context | None) -> th.Tensor:
         if context is None:
