@@ -214,5 +214,5 @@ def test_spread_study_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with (tmp_path / "spread.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"] * 3  # markov, residual, policy-guided
     spread.plot(tmp_path / "spread.csv", tmp_path / "spread.png")
-    levels_plot.plot(4, 2, [0.0, 1.0], tmp_path / "levels.png")
+    levels_plot.plot(4, [2, 2, 1], [0.0, 1.0, 1.0], tmp_path / "levels.png")
     assert all((tmp_path / name).stat().st_size > 1_000 for name in ("spread.png", "levels.png"))

@@ -3,8 +3,8 @@ The noise level of every state at every iteration of the staggered sampler.
 
     python -m sb3_polygrad.plots.staggered_levels --out docs/results/staggered_levels.png
 
-One panel per lag, with the same number of levels: from one level for all states to one state after the other. A dot marks the
-iteration from which on the action taken in that state is final.
+A panel for each pair of levels and lag: from one level for all states to one state after the other. A dot marks the iteration
+from which on the action taken in that state is final.
 """
 
 from __future__ import annotations
@@ -27,33 +27,35 @@ def describe(n_levels: int, lag: float) -> str:
     """What the sampler is, between its two limits."""
     if lag == 0.0:
         return "trajectory diffusion"
-    if lag >= n_levels:
-        return "autoregressive diffusion"
-    return "staggered"
+    if lag < n_levels:
+        return "staggered"
+    return "one call per step" if n_levels == 1 else "autoregressive diffusion"
 
 
-def plot(horizon: int, n_levels: int, lags: Sequence[float], out: Path) -> None:
+def plot(horizon: int, levels: Sequence[int], lags: Sequence[float], out: Path) -> None:
     """
     :param horizon: steps per trajectory
-    :param n_levels: K
-    :param lags: one panel for each L
+    :param levels: K of each panel
+    :param lags: L of each panel
     :param out: picture to write
     """
-    grids = [staggered_levels(horizon, n_levels, lag) for lag in lags]
+    settings = list(zip(levels, lags, strict=True))
+    grids = [staggered_levels(horizon, n_levels, lag) for n_levels, lag in settings]
     widths = [len(grid) for grid in grids]
     figure, axes = plt.subplots(
-        1, len(lags), figsize=(11, 4), width_ratios=[w + 8 for w in widths], sharey=True, squeeze=False, layout="constrained"
+        1, len(grids), figsize=(12, 4), width_ratios=[w + 8 for w in widths], sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, grid, lag in zip(axes[0], grids, lags, strict=True):
+    for axis, grid, (n_levels, lag) in zip(axes[0], grids, settings, strict=True):
         image = axis.imshow(grid.T, cmap="Blues", vmin=0.0, vmax=1.0, origin="lower", aspect="auto")
         final = th.argmax((grid == 0.0).int(), dim=0)[:-1]  # no action is taken in the last state
         axis.plot(final, range(horizon), "o", color="C1", markersize=4)
-        axis.set(title=f"L = {lag:g}: {describe(n_levels, lag)}\n{len(grid) - 1} network calls", xlabel="network calls made")
+        title = f"K = {n_levels}, L = {lag:g}: {len(grid) - 1} calls\n{describe(n_levels, lag)}"
+        axis.set(title=title, xlabel="network calls made")
         axis.title.set_fontsize(9)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set(ylabel="state", yticks=range(horizon + 1))
     figure.colorbar(image, ax=axes[0, -1], label="noise level u", pad=0.02)
-    figure.suptitle(f"K = {n_levels} levels; orange: from here on the action in this state is final", fontsize=10)
+    figure.suptitle("orange: from here on the action in this state is final", fontsize=10)
     save(figure, out)
 
 
@@ -61,8 +63,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--horizon", type=int, default=10)
-    parser.add_argument("--levels", type=int, default=4, help="K")
-    parser.add_argument("--lags", type=float, nargs="+", default=[0.0, 1.0, 4.0], help="L, a panel for each")
+    parser.add_argument("--levels", type=int, nargs="+", default=[4, 4, 4, 1], help="K of each panel")
+    parser.add_argument("--lags", type=float, nargs="+", default=[0.0, 1.0, 4.0, 1.0], help="L of each panel")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     plot(args.horizon, args.levels, args.lags, args.out)
