@@ -65,7 +65,7 @@ def plot(files: Sequence[Path], out: Path) -> None:
                 axis.semilogy(curve["step"], curve["mse_median"], label=label, **styles[label])
             axis.set_title(f"{env_id}, σ = {sigma:g}", fontsize=9)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel("median squared error, standardised")
+    figure.supylabel("median squared error, standardised", fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("step")
     handles, labels = axes[0, 0].get_legend_handles_labels()
