@@ -72,6 +72,9 @@ def _check_types(model: PolyGRAD) -> None:
     for name in INTEGERS:
         if isinstance(getattr(model, name), bool) or not isinstance(getattr(model, name), (int, np.integer)):
             raise TypeError(f"{name} must be an integer, got {getattr(model, name)!r}")
+    for name, value in (("stats_window_size", model._stats_window_size), ("seed", 0 if model.seed is None else model.seed)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
     for name in NUMBERS:
         if not is_number(getattr(model, name)):
             raise TypeError(f"{name} must be a number, got {getattr(model, name)!r}")
@@ -102,6 +105,10 @@ def _check_numbers(model: PolyGRAD) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {_at_start(model, name)}")
     if not 0.0 < model.critic_learning_rate <= 1.0:
         raise ValueError(f"critic_learning_rate must lie in (0, 1], got {model.critic_learning_rate}")
+    if not _at_start(model, "clip_range") <= 1e6:
+        raise ValueError(
+            f"clip_range must be at most 1e6, got {_at_start(model, 'clip_range')}: at 1 hardly anything is clipped"
+        )
     for name in ("clip_range", "max_grad_norm", "target_update", "target_kl"):
         value = _at_start(model, name)
         if value is not None and not value > 0.0:
@@ -150,6 +157,10 @@ def check_arguments(model: PolyGRAD) -> None:
     for name in ("n_steps", "batch_size", "n_epochs", "n_minibatches", "n_imagined", "update_trials"):
         if getattr(model, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(model, name)}")
+    if model._stats_window_size < 1:
+        raise ValueError(f"stats_window_size must be at least 1, got {model._stats_window_size}")
+    if model.seed is not None and not 0 <= model.seed < 2**32:
+        raise ValueError(f"seed must lie in [0, 2**32), as numpy wants it, got {model.seed}")
     if model.policy_learning_starts < 0:
         raise ValueError(f"policy_learning_starts must not be negative, got {model.policy_learning_starts}: 0 is no delay")
     if model.gradient_steps < 1 and model.gradient_steps != -1:
