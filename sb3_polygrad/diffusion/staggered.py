@@ -54,8 +54,9 @@ class StaggeredSampler(nn.Module):
         super().__init__()
         if n_levels < 1:
             raise ValueError(f"n_levels must be at least 1, got {n_levels}")
-        if lag < 0.0:
+        if not lag >= 0.0:
             raise ValueError(f"lag must not be negative, got {lag}")
+        lag = min(lag, n_levels)  # a longer lag only adds iterations in which nothing changes
         self.horizon = horizon
         self.n_levels = n_levels
         self.flat_share = flat_share
@@ -67,11 +68,10 @@ class StaggeredSampler(nn.Module):
         self.register_buffer("levels", levels.float(), persistent=False)
         self.register_buffer("noisy_weight", noisy_weight.float()[..., None], persistent=False)
         self.register_buffer("clean_weight", clean_weight.float()[..., None], persistent=False)
-        # Which states change in an iteration: those not clean yet before it and not pure noise any more after it. With L > K
-        # there are iterations in which none does.
+        # Which states change in an iteration: those not clean yet before it and not pure noise any more after it.
         changing = (levels[:-1] > 0.0) & (levels[1:] < 1.0)
-        rows = [(m, row.nonzero().flatten().tolist()) for m, row in enumerate(changing)]
-        self._changing = [(m, row[0], row[-1] + 1) for m, row in rows if row]
+        rows = [row.nonzero().flatten().tolist() for row in changing]
+        self._changing = [(m, row[0], row[-1] + 1) for m, row in enumerate(rows)]
 
     def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
         """
