@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tempfile
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
@@ -142,8 +143,9 @@ class Saving(OnPolicyAlgorithm):
         self.replay_buffer = buffer.to(self.device)
 
     @property
+    @abstractmethod
     def _gradient_steps_per_update(self) -> int:
-        raise NotImplementedError
+        """Gradient steps of the world model that belong to one policy update."""
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -49,7 +49,9 @@ def env_states(env: VecEnv) -> dict[str, Any]:
         return to_plain(states)
     except (Unavailable, TypeError) as error:
         states["missing"] = str(error)
-    except (EOFError, OSError, AttributeError, NotImplementedError) as error:  # a worker has died, or a VecEnv of one's own
+    # A worker has died (EOFError, OSError), or a VecEnv of one's own cannot answer (the others): what was learnt must be saved
+    # all the same. The reason is saved with it, and resume() warns with it.
+    except (EOFError, OSError, AttributeError, NotImplementedError) as error:
         states["missing"] = f"they cannot be asked ({type(error).__name__}: {error})"
     return to_plain({name: states[name] for name in ("wrappers", "missing", "generators") if name in states})
 
