@@ -12,15 +12,15 @@ Ctrl-C stops early and keeps what was learnt.
 import argparse
 import csv
 import sys
-import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from stable_baselines3.common.utils import get_latest_run_id
 
 from sb3_polygrad import PolyGRAD, ResumableCheckpoints, load_hyperparams
-from sb3_polygrad.benchmark.learning_curves import COLUMNS, StopwatchCallback, evaluation_callback
+from sb3_polygrad.benchmark.evaluations import Evaluations
+from sb3_polygrad.benchmark.learning_curves import COLUMNS
 from sb3_polygrad.plots.learning_curves import plot
 
 
@@ -43,41 +43,29 @@ def main() -> None:
 
     folder = args.runs / f"{args.env}_{get_latest_run_id(str(args.runs), args.env) + 1}"
     folder.mkdir(parents=True)
-    stopwatch = StopwatchCallback()
-    with tempfile.TemporaryDirectory() as log_path:
-        evaluation = evaluation_callback(
-            args.env,
-            args.seed,
-            max(args.steps // 10, 1),
-            5,
-            log_path=log_path,
-            callback_after_eval=stopwatch,
-            best_model_save_path=str(folder),
-        )
-        evaluation.verbose = 1
-        checkpoints = ResumableCheckpoints(max(args.steps // 10, 1), folder / "checkpoints", keep=2)
-        callbacks = [evaluation, checkpoints]
-        start = time.perf_counter()
-        try:
-            model.learn(args.steps, callback=callbacks, progress_bar=True, reset_num_timesteps=args.resume is None)
-        except KeyboardInterrupt:
-            print("\nstopped early; keeping what was learnt")
-        finally:  # whatever ended the run: what was learnt and seen is kept
-            model.save(folder / "model")
-            model.save_checkpoint(folder / "checkpoints", keep=2)
-        seconds = time.perf_counter() - start
+    rows: list[dict[str, Any]] = []
+    every = max(args.steps // 10, 1)
+    evaluation = Evaluations(args.env, args.seed, every, 5, rows.append, best_model_save_path=str(folder), verbose=1)
+    checkpoints = ResumableCheckpoints(every, folder / "checkpoints", keep=2)
+    callbacks = [evaluation, checkpoints]
+    start = time.perf_counter()
+    try:
+        model.learn(args.steps, callback=callbacks, progress_bar=True, reset_num_timesteps=args.resume is None)
+    except KeyboardInterrupt:
+        print("\nstopped early; keeping what was learnt")
+    finally:  # whatever ended the run: what was learnt and seen is kept
+        model.save(folder / "model")
+        model.save_checkpoint(folder / "checkpoints", keep=2)
+    seconds = time.perf_counter() - start
 
     print(f"\n{model.num_timesteps - begin} real steps of {args.env} in {seconds / 60:.1f} minutes.")
-    if evaluation.evaluations_results:
+    if rows:
         with (folder / "learning_curve.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for step, returns, at in zip(
-                evaluation.evaluations_timesteps, evaluation.evaluations_results, stopwatch.seconds, strict=True
-            ):
-                writer.writerow(["polygrad", args.env, model.seed, step, np.mean(returns), np.std(returns), round(at, 1)])
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows({"label": "polygrad", "env": args.env, "seed": model.seed, **row} for row in rows)
         plot([folder / "learning_curve.csv"], folder / "learning_curve.png")
-        means = [float(np.mean(returns)) for returns in evaluation.evaluations_results]
+        means = [row["mean_reward"] for row in rows]
         print(
             f"Mean deterministic return of 5 episodes: {means[0]:.0f} at first, {means[-1]:.0f} now, {max(means):.0f} at best."
         )

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sb3_polygrad.core.files import whole_file
+
 OURS = (Path(__file__).parents[1] / "version.txt").read_text().strip()
 PACKAGES = ("stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
 
@@ -40,5 +42,6 @@ def provenance(module: str, **details: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write json that a person can read."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Write json that a person can read; under its name it only appears whole."""
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())

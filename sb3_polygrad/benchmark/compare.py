@@ -1,0 +1,146 @@
+"""
+Algorithms on equal terms: several algorithms, environments and seeds, and a report on them.
+
+    python -m sb3_polygrad.benchmark.compare run --algos polygrad ppo sac --envs Hopper-v5 Walker2d-v5 --seeds 0 1 2 \
+        --steps 20000 --jobs 2 --out runs/comparison
+    python -m sb3_polygrad.benchmark.compare report runs/comparison
+
+``run`` writes a csv file per run (a row per evaluation, as it is made) and json beside it (command, versions, settings).
+Settings are those of ``hyperparams/ALGORITHM.yml``. The same command again goes on where it was interrupted, more ``--steps``
+extend what is there: a run that is complete is skipped, PolyGRAD goes on from its latest checkpoint in ``--store``, the others
+begin anew. ``docs/comparison.md`` explains the protocol and every column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sb3_polygrad.benchmark.algorithms import NAMES
+from sb3_polygrad.benchmark.provenance import provenance
+from sb3_polygrad.benchmark.single_run import Run, execute
+from sb3_polygrad.hyperparams_loader import load_hyperparams
+
+
+def runs_of(args: argparse.Namespace) -> list[Run]:
+    """All runs that the command line asks for; first one seed of everything, then the next."""
+    return [
+        Run(
+            algorithm,
+            env,
+            seed,
+            args.steps,
+            args.every,
+            args.episodes,
+            load_hyperparams(args.hyperparams or algorithm, env) | args.kwargs,
+            args.label or "",
+            args.threads,
+            args.device,
+        )
+        for seed in args.seeds
+        for env in args.envs
+        for algorithm in args.algos
+    ]
+
+
+def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> tuple[str, str, str | None]:
+    """
+    :return: name of the run, what was done, and the error that ended it, if one did: no run takes the others with it
+    """
+    try:
+        return run.name, execute(run, out, store, facts), None
+    except Exception as error:
+        return run.name, f"failed: {type(error).__name__}: {error}", traceback.format_exc()
+
+
+def attempt_all(args: argparse.Namespace) -> Iterator[tuple[str, str, str | None]]:
+    """Results of :func:`attempt`, in the order in which the runs end."""
+    try:
+        from joblib import Parallel, delayed, parallel_config
+    except ImportError as error:
+        raise ImportError('joblib is missing: pip install "sb3_polygrad[benchmark]"') from error
+    facts = provenance("sb3_polygrad.benchmark.compare")
+    # OpenMP reads the number of its threads when a process begins, so the workers are told by their environment too.
+    with parallel_config("loky", n_jobs=args.jobs, inner_max_num_threads=args.threads):
+        parallel = Parallel(batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+        yield from parallel(delayed(attempt)(run, args.out, args.store, facts) for run in runs_of(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command ``run``; it exits with 1 if a run failed."""
+    failures = []
+    for name, result, error in attempt_all(args):
+        print(f"{name}: {result}", flush=True)
+        if error is not None:
+            failures.append(f"{name}:\n{error}")
+    if failures:
+        sys.exit("\n".join([f"{len(failures)} failed. The same command goes on with them.", *failures]))
+
+
+def report(args: argparse.Namespace) -> None:
+    """The command ``report``."""
+    from sb3_polygrad.benchmark.report import write_report  # here only: runs need neither pandas nor rliable
+
+    targets = dict(target.split("=") for target in args.target)
+    facts = provenance("sb3_polygrad.benchmark.compare")
+    page = write_report(
+        args.folder,
+        args.out or args.folder / "report",
+        facts,
+        at=args.at,
+        ours=args.ours,
+        reference=args.reference,
+        targets={env: float(value) for env, value in targets.items()},
+    )
+    print(f"Written: {page}")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="{run,report}")
+
+    train = commands.add_parser("run", help="train and evaluate", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    train.set_defaults(command=run)
+    train.add_argument("--algos", nargs="+", choices=NAMES, default=["polygrad", "ppo"], help="algorithms")
+    train.add_argument("--envs", nargs="+", default=["Hopper-v5"], help="environments")
+    train.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds")
+    train.add_argument("--steps", type=int, default=20_000, help="real steps per run")
+    train.add_argument("--every", type=int, default=1_000, help="real steps between evaluations")
+    train.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
+    train.add_argument("--hyperparams", help="another file of hyperparams/ than that of the algorithm, without suffix")
+    train.add_argument("--kwargs", type=json.loads, default={}, help="further constructor arguments as json; they win")
+    train.add_argument("--label", help="name of the variant, if not that of the algorithm")
+    train.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    train.add_argument("--threads", type=int, default=1, help="torch threads per run")
+    train.add_argument("--device", default="cpu", help="of torch")
+    train.add_argument("--out", type=Path, required=True, help="folder of the csv and json files")
+    train.add_argument("--store", type=Path, default=Path("runs/checkpoints"), help="folder of PolyGRAD's checkpoints")
+
+    tell = commands.add_parser("report", help="compare", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    tell.set_defaults(command=report)
+    tell.add_argument("folder", type=Path, help="where the csv files are")
+    tell.add_argument("--at", type=int, nargs="+", help="real steps to compare at; if not given, wherever a curve ends")
+    tell.add_argument("--ours", default="polygrad", help="label whose probability of improvement over the others is told")
+    tell.add_argument("--reference", default="ppo", help="label whose final return the others are to reach")
+    tell.add_argument("--target", nargs="*", default=[], metavar="ENV=RETURN", help="further returns to reach")
+    tell.add_argument("--out", type=Path, help="folder of the report; if not given, report/ beside the csv files")
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    parser = arguments()
+    args = parser.parse_args()
+    if getattr(args, "label", None) and len(args.algos) > 1:
+        parser.error("--label names one variant of one algorithm: give one of --algos with it")
+    args.command(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""One run on disk: a csv file that grows by a row at every evaluation, and json beside it that says what was run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from sb3_polygrad.benchmark.evaluations import MEASURES
+from sb3_polygrad.benchmark.provenance import write_json
+from sb3_polygrad.core.files import whole_file
+
+COLUMNS = ("label", "algorithm", "env", "seed", *MEASURES)
+
+
+class CurveFile:
+    """
+    :param path: of the csv file
+    :param run: what all rows have in common: label, algorithm, env, seed
+    """
+
+    def __init__(self, path: Path, run: dict[str, Any]) -> None:
+        self.path, self.run = path, run
+
+    @property
+    def notes_path(self) -> Path:
+        """The json file."""
+        return self.path.with_suffix(".json")
+
+    def read_notes(self) -> dict[str, Any] | None:
+        """What was run, or None if nothing was."""
+        return json.loads(self.notes_path.read_text()) if self.notes_path.is_file() else None
+
+    def begin(self, notes: dict[str, Any], rows: list[dict[str, str]]) -> None:
+        """
+        Begin the files anew; neither is ever half written.
+
+        :param notes: what is run
+        :param rows: that are kept, as :func:`read_rows` gives them
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.notes_path, notes)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        with whole_file(self.path) as file:
+            file.write(text.getvalue().encode())
+
+    def append(self, row: dict[str, Any]) -> None:
+        """
+        Add an evaluation; it is in the file when this returns.
+
+        :param row: as :class:`~sb3_polygrad.benchmark.evaluations.Evaluations` gives it
+        """
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow({**self.run, **row})
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """
+    :param path: of a csv file
+    :return: its whole rows; one that a kill has cut off is left out
+    :raises ValueError: if its columns are others than :data:`COLUMNS`
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader([line for line in file if line.endswith("\n")])
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise ValueError(f"{path} was not written by sb3_polygrad.benchmark.compare: its columns are {reader.fieldnames}")
+    return list(reader)

@@ -1,0 +1,162 @@
+"""One algorithm, one environment, one seed: skipped if it is done, gone on with if it was interrupted."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_polygrad.benchmark.algorithms import algorithm_class
+from sb3_polygrad.benchmark.curve_file import CurveFile, read_rows
+from sb3_polygrad.benchmark.evaluations import Evaluations, Stopwatch
+from sb3_polygrad.checkpoint import NAME, checkpoints
+from sb3_polygrad.polygrad import PolyGRAD
+from sb3_polygrad.saving import Saving
+
+NOT_SETTINGS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
+"""Arguments of the constructors that decide nothing, or stand in a file of their own right."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    What is run.
+
+    :param algorithm: one of :data:`~sb3_polygrad.benchmark.algorithms.NAMES`
+    :param env: environment
+    :param seed: of training; the evaluations have seeds of their own
+    :param steps: real steps
+    :param every: real steps between evaluations
+    :param episodes: per evaluation
+    :param settings: keyword arguments of the algorithm
+    :param label: name of the variant; that of the algorithm if it is empty
+    :param threads: of torch
+    :param device: of torch
+    """
+
+    algorithm: str
+    env: str
+    seed: int
+    steps: int
+    every: int = 1_000
+    episodes: int = 10
+    settings: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    threads: int = 1
+    device: str = "cpu"
+
+    @property
+    def rows_begin(self) -> dict[str, Any]:
+        """What all rows of its csv file have in common."""
+        return {"label": self.label or self.algorithm, "algorithm": self.algorithm, "env": self.env, "seed": self.seed}
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.label or self.algorithm}_{self.env}_{self.seed}".replace("/", "-")
+
+    @property
+    def evaluated_at(self) -> list[int]:
+        """Real steps of all its evaluations."""
+        return list(range(self.every, self.steps + 1, self.every))
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the returns but the number of steps, as json has it: rows of different identity are not mixed."""
+        signature = inspect.signature(algorithm_class(self.algorithm).__init__).parameters
+        defaults = {name: parameter.default for name, parameter in signature.items() if name not in NOT_SETTINGS}
+        identity = {
+            **self.rows_begin,
+            "every": self.every,
+            "episodes": self.episodes,
+            "device": self.device,
+            "settings": {**defaults, **self.settings},
+        }
+        return json.loads(json.dumps(identity, default=repr))
+
+
+def execute(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> str:
+    """
+    Bring a run to its end.
+
+    :param run: what to run
+    :param out: folder of the csv and json files
+    :param store: folder of PolyGRAD's checkpoints
+    :param facts: what is written down about this call, see :func:`~sb3_polygrad.benchmark.provenance.provenance`
+    :return: what was done: ``"skipped"``, ``"finished"``, or ``"finished from N steps on"``
+    :raises ValueError: if its files are of a run with other settings
+    """
+    file = CurveFile(out / f"{run.name}.csv", run.rows_begin)
+    notes = file.read_notes()
+    rows = read_rows(file.path) if file.path.is_file() else []
+    _require_same(run, file, notes, bool(rows))
+    if set(run.evaluated_at) <= {int(row["timesteps"]) for row in rows}:
+        return "skipped"
+
+    th.set_num_threads(run.threads)
+    checkpoint = _checkpoint(run, store, notes, rows)
+    if checkpoint is None:
+        rows, begin = [], 0
+        notes = {**facts, "id": uuid.uuid4().hex[:12], "threads": run.threads, "run": run.identity(), "continued": []}
+        model: BaseAlgorithm = algorithm_class(run.algorithm)(
+            "MlpPolicy", run.env, seed=run.seed, device=run.device, **run.settings
+        )
+    else:
+        assert notes is not None
+        model = PolyGRAD.resume(checkpoint, run.env, device=run.device)
+        begin = model.num_timesteps
+        rows = [row for row in rows if int(row["timesteps"]) <= begin]
+        notes["continued"].append({"from": begin, **facts})
+    file.begin({**notes, "steps": run.steps}, rows)
+    _learn(run, model, file, store / f"{run.name}_{notes['id']}", Stopwatch(rows[-1] if rows else None))
+    return "finished" if begin == 0 else f"finished from {begin} steps on"
+
+
+def _require_same(run: Run, file: CurveFile, notes: dict[str, Any] | None, has_rows: bool) -> None:
+    """:raises ValueError: if the rows are not this run's"""
+    if not has_rows:
+        return
+    if notes is None:
+        raise ValueError(f"{file.path} has no {file.notes_path.name} beside it, so no one knows what it is: move it away")
+    ours, theirs = run.identity(), notes["run"]
+    differing = [name for name in ours if name != "settings" and ours[name] != theirs[name]]
+    # An argument that the algorithm did not have then had no value that could differ, unless one is given now.
+    names = sorted({*ours["settings"]} & {*theirs["settings"]} | {*run.settings})
+    differing += [name for name in names if ours["settings"][name] != theirs["settings"].get(name)]
+    if differing:
+        raise ValueError(
+            f"{file.path} was made with another {', '.join(differing)}: choose another --label or --out, or move it away"
+        )
+
+
+def _checkpoint(run: Run, store: Path, notes: dict[str, Any] | None, rows: list[dict[str, str]]) -> Path | None:
+    """The latest checkpoint that the rows reach, if the run can go on from one."""
+    if run.algorithm != "polygrad" or notes is None:
+        return None
+    if notes["steps"] != run.steps and any(callable(value) for value in run.settings.values()):
+        return None  # schedules follow the number of steps: a longer run is another one from the first step on
+    reached = {int(row["timesteps"]) for row in rows}
+    for path in reversed(checkpoints(store / f"{run.name}_{notes['id']}")):
+        if int(NAME.fullmatch(path.name)[2]) in reached:  # type: ignore[index]
+            return path
+    return None
+
+
+def _learn(run: Run, model: BaseAlgorithm, file: CurveFile, folder: Path, stopwatch: Stopwatch) -> None:
+    """Train to the end; every evaluation is a row, and then a checkpoint if there can be one."""
+
+    def take(row: dict[str, Any]) -> None:
+        if row["timesteps"] > run.steps:  # algorithms that collect many steps at once go a little further
+            return
+        file.append(row)
+        if isinstance(model, Saving):
+            with stopwatch.taking_a_break():
+                model.save_checkpoint(folder, keep=2)
+
+    evaluations = Evaluations(run.env, run.seed, run.every, run.episodes, take, stopwatch)
+    model.learn(run.steps - model.num_timesteps, callback=evaluations, reset_num_timesteps=model.num_timesteps == 0)
