@@ -11,10 +11,10 @@ writes ``<out>.csv``, a row per part, and ``<out>.json`` with the rest, and prin
 - ``fit``: a gradient step of the world model,
 - ``learn``: all that is learnt from a batch of imagined trajectories (policy and critic).
 
-``gflops`` counts the matrix products of a part, ``rate`` is that by its time, in GFLOP/s, and ``gemm_rate`` what square layers of
-the network's width reach on their own, measured right before and after it. ``share`` is their ratio.
+``gflops`` counts the matrix products of a part, ``rate`` is that by its time, in GFLOP/s, and ``gemm_rate`` what square
+layers of the network's width reach on their own, measured right before and after it. ``share`` is their ratio.
 
-The json adds the rates of matrix products in float32 and bfloat16, hours for a million real steps as the parts add up,
+The json adds hours for a million real steps as the parts add up,
 peak memory, how imagining grows with horizon and batch, and the whole loop on the real environment: real steps per second, the
 time of every part of it, and the processor's time by kind of operation (torch's profiler, in a run of its own since it slows
 what it watches; CPU only).
@@ -23,10 +23,11 @@ what it watches; CPU only).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,32 +101,31 @@ def part(function: Callable[[], object], rows: int, width: int, dtype: str, devi
     }
 
 
-def parts(name: str, args: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    """A row for every part under one of the :data:`SETTINGS`."""
-    for dtype in args.dtypes:
-        batch = {"n_imagined": args.paper_batch} if name == "paper" else {}
+def parts(name: str, dtype: str, args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """A row for every part under one of the :data:`SETTINGS`; in bfloat16 there is imagining alone."""
+    overrides: dict[str, Any] = {"n_imagined": args.paper_batch} if name == "paper" else {}
+    if dtype != "float32":
         own = load_hyperparams(SETTINGS[name], args.env).get("world_model_kwargs", {})
-        precision = {} if dtype == "float32" else {"world_model_kwargs": own | {"dtype": dtype}}
-        model = ready(name, args, **batch, **precision)
-        world_model, n, horizon = model.world_model, model.n_imagined, model.horizon
-        assert isinstance(world_model, DiffusionWorldModel)
-        width = next(p.shape[0] for p in world_model.denoiser.parameters() if p.dim() == 2)
-        labels = {"setting": name, "dtype": dtype, "batch": n, "horizon": horizon, "width": width}
-        yield {"part": "imagine", **labels, **part(lambda: model.imagine(n), n, width, dtype, args.device)}
-        if dtype != "float32":
-            continue
+        overrides["world_model_kwargs"] = own | {"dtype": dtype}
+    model = ready(name, args, **overrides)
+    world_model, n, horizon = model.world_model, model.n_imagined, model.horizon
+    assert isinstance(world_model, DiffusionWorldModel)
+    width = next(parameter.shape[0] for parameter in world_model.denoiser.parameters() if parameter.dim() == 2)
+    labels = {"setting": name, "dtype": dtype, "batch": n, "horizon": horizon, "width": width}
+    yield {"part": "imagine", **labels, **part(lambda: model.imagine(n), n, width, dtype, args.device)}
+    if dtype != "float32":
+        return
 
-        def fit() -> None:
-            world_model.train()
-            world_model.fit(model.replay_buffer.sample(model.batch_size))
+    def fit() -> None:
+        world_model.train()
+        world_model.fit(model.replay_buffer.sample(model.batch_size))
 
-        rows = model.batch_size
-        yield {"part": "fit", **labels, "batch": rows, **part(fit, rows, width, dtype, args.device)}
-        trajectory = model.imagine(n)
-        width = model.policy.mlp_extractor.latent_dim_pi
-        rows = n * horizon // (model.n_minibatches if model.policy_update == "ppo" else 1)
-        labels |= {"width": width, "batch": n}
-        yield {"part": "learn", **labels, **part(lambda: model._learn_from(trajectory), rows, width, dtype, args.device)}
+    rows = model.batch_size
+    yield {"part": "fit", **labels, "batch": rows, **part(fit, rows, width, dtype, args.device)}
+    trajectory = model.imagine(n)
+    labels["width"] = width = model.policy.mlp_extractor.latent_dim_pi
+    rows = n * horizon // (model.n_minibatches if model.policy_update == "ppo" else 1)
+    yield {"part": "learn", **labels, **part(lambda: model._learn_from(trajectory), rows, width, dtype, args.device)}
 
 
 def hours_per_million(rows: Iterable[Mapping[str, Any]], args: argparse.Namespace) -> dict[str, float]:
@@ -134,7 +134,9 @@ def hours_per_million(rows: Iterable[Mapping[str, Any]], args: argparse.Namespac
     for name in args.settings:
         spent = {row["part"]: row["seconds"] for row in rows if row["setting"] == name and row["dtype"] == "float32"}
         fast = [row["seconds"] for row in rows if (row["setting"], row["part"]) == (name, "imagine")]
-        model = PolyGRAD("MlpPolicy", args.env, _init_setup_model=False, **load_hyperparams(SETTINGS[name], args.env) | args.kwargs)
+        model = PolyGRAD(
+            "MlpPolicy", args.env, _init_setup_model=False, **load_hyperparams(SETTINGS[name], args.env) | args.kwargs
+        )
         per_update = min(fast) + spent["learn"] + spent["fit"] * model._gradient_steps_per_update
         hours[name] = per_update * 1e6 / model.n_steps / 3600.0
     return hours
@@ -166,7 +168,8 @@ def running(args: argparse.Namespace) -> PolyGRAD:
 
 def loop(args: argparse.Namespace) -> dict[str, Any]:
     """Real steps per second of the whole loop, and milliseconds per real step of its parts, on the clock and the processor."""
-    model, spent = running(args), defaultdict(float)
+    model = running(args)
+    spent: dict[str, float] = defaultdict(float)
 
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -195,7 +198,8 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
 
 def kinds(args: argparse.Namespace) -> dict[str, float]:
     """Shares of the loop's time by kind of operation; what no operation accounts for is Python and the environment."""
-    model, spent = running(args), Counter[str]()
+    model = running(args)
+    spent: dict[str, float] = defaultdict(float)
     begin = time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         model.learn(args.profiled_steps, reset_num_timesteps=False)
@@ -204,7 +208,7 @@ def kinds(args: argparse.Namespace) -> dict[str, float]:
         kind = next((kind for kind, names in KINDS.items() if any(n in event.key for n in names)), "other operations")
         spent[kind] += event.self_cpu_time_total
     spent["Python, environment"] = total - sum(spent.values())
-    return {kind: value / total for kind, value in spent.most_common()}
+    return {kind: value / total for kind, value in sorted(spent.items(), key=lambda item: -item[1])}
 
 
 def peak_memory(device: str) -> dict[str, float]:
@@ -252,8 +256,8 @@ def main() -> None:
         write_csv(args.out.with_suffix(".csv"), rows)
         write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.benchmark.speed", **facts))
 
-    for name in args.settings:
-        for row in parts(name, args):
+    for name, dtype in itertools.product(args.settings, args.dtypes):
+        for row in parts(name, dtype, args):
             rows.append(row)
             print({key: readable(value) for key, value in row.items()}, flush=True)
             note()

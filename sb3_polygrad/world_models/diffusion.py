@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch as th
 from torch import nn
 
+from sb3_polygrad.core.bfloat16 import BFloat16Copy
 from sb3_polygrad.core.normalizer import RunningNormalizer
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.denoisers.base import Denoiser
@@ -29,6 +30,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
     :param fit_settings: optimiser and average
     :param bound_margin: clean estimates stay within what was really seen, widened by this share on each side
     :param window: steps of the windows it is fitted on; ``horizon`` if not given
+    :param dtype: of the large matrix products in imagining, ``th.float32`` or ``th.bfloat16``; fitting is in float32
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
         fit_settings: FitSettings = DEFAULT_FIT_SETTINGS,
         bound_margin: float = 0.5,
         window: int | None = None,
+        dtype: th.dtype = th.float32,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, fit_settings, bound_margin)
         self.window = window or horizon
@@ -49,6 +52,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
         self.denoiser = denoiser
         self.sampler = sampler
         self._will_learn(denoiser)
+        self._fast = BFloat16Copy(self.average.module) if dtype == th.bfloat16 else None
 
     def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
         """See :meth:`WorldModel.observe`."""
@@ -73,8 +77,10 @@ class DiffusionWorldModel(StandardizedWorldModel):
         """See :meth:`WorldModel.imagine`; Algorithm 2. The context is left aside."""
         self._check_fitted()
         bound, units = self._bound(), self.average.get_buffer("module.units")
+        if self._fast is not None:
+            self._fast.refresh()
         task = Task(
-            denoiser=self.average,
+            denoiser=self._fast or self.average,
             condition=self._condition,
             policy=lambda states: policy(self.state_normalizer.denormalize((states * units)[..., : self.obs_dim])),
             bound=lambda clean: bound(clean * units) / units,
