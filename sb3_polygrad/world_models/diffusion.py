@@ -52,6 +52,14 @@ class DiffusionWorldModel(StandardizedWorldModel):
         self.denoiser = denoiser
         self.sampler = sampler
         self._will_learn(denoiser)
+        self.imagine_in(dtype)
+
+    def imagine_in(self, dtype: th.dtype) -> None:
+        """
+        Choose the precision of the large matrix products in imagining; fitting is in float32 all the same.
+
+        :param dtype: ``th.float32`` or ``th.bfloat16``
+        """
         self._fast = BFloat16Copy(self.average.module) if dtype == th.bfloat16 else None
 
     def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
@@ -76,14 +84,15 @@ class DiffusionWorldModel(StandardizedWorldModel):
     def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
         """See :meth:`WorldModel.imagine`; Algorithm 2. The context is left aside."""
         self._check_fitted()
-        bound, units = self._bound(), self.average.get_buffer("module.units")
+        units = self.average.get_buffer("module.units")
+        bound = self._bound(units)
         if self._fast is not None:
             self._fast.refresh()
         task = Task(
             denoiser=self._fast or self.average,
             condition=self._condition,
             policy=lambda states: policy(self.state_normalizer.denormalize((states * units)[..., : self.obs_dim])),
-            bound=lambda clean: bound(clean * units) / units,
+            bound=bound,
             first=nn.functional.pad(self.state_normalizer.normalize(start), (0, 2)) / units,
             noise=th.randn(len(start), self.horizon, self.action_dim, device=start.device),
             action_mean=self.action_normalizer.denormalize(th.zeros(self.action_dim, device=start.device)),

@@ -162,14 +162,18 @@ class StandardizedWorldModel(WorldModel, ABC):
         terminals = th.cummax(ended, dim=1).values
         return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))
 
-    def _bound(self) -> Bound:
-        """Bounds of a state's channels for one batch of imagined trajectories."""
+    def _bound(self, units: th.Tensor | float = 1.0) -> Bound:
+        """
+        Bounds of a state's channels for one batch of imagined trajectories.
+
+        :param units: what the states are measured in, relative to standardised ones
+        """
         bounds = zip(
             self.state_normalizer.normalized_bounds(self.bound_margin),
             self.outcome_normalizer.normalized_bounds(self.bound_margin),
             strict=True,
         )
-        return Bound(*(th.cat(pair) for pair in bounds))
+        return Bound(*(th.cat(pair) / units for pair in bounds))
 
     def _check_fitted(self) -> None:
         if self.fitted == 0.0:
