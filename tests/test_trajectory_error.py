@@ -43,7 +43,7 @@ def test_errors_by_hand() -> None:
     assert (first["n"], second["n"]) == (3, 2)
     assert first["mse_raw_mean"] == pytest.approx(5 / 3) and first["mse_mean"] == pytest.approx(5 / 12)
     assert first["mse_raw_median"] == 1.0 and first["mse_median"] == 0.25
-    assert first["no_change"] == pytest.approx((1 + 4 + 1) / 4 / 3)
+    assert first["no_change_mean"] == pytest.approx((1 + 4 + 1) / 4 / 3)
     assert first["ending_error"] == pytest.approx(1 / 3)
     assert first["reward_mse"] == pytest.approx(4.0)
     assert second["mse_raw_mean"] == 2.0
@@ -51,14 +51,14 @@ def test_errors_by_hand() -> None:
 
 def test_summary_is_over_seeds() -> None:
     def row(seed: int, step: int, error: float) -> dict[str, Any]:
-        rest = {"mse_median": 0.0, "reward_mse": 0.0, "ending_error": 0.0, "no_change": 8.0}
+        rest = {"mse_median": 0.0, "reward_mse": 0.0, "ending_error": 0.0, "no_change_mean": 8.0, "no_change_median": 1.0}
         return {"env": "E", "model": "m", "horizon": 10, "seed": seed, "step": step, "mse_mean": error, **rest}
 
     costs = [{"env": "E", "model": "m", "horizon": 10, "seed": seed, "calls": 7, "fit_seconds": 1.0 + seed} for seed in (0, 1)]
     table = summary([row(0, 1, 1.0), row(1, 1, 4.0), row(0, 2, 9.0), row(1, 2, 9.0)], costs)
     assert len(table) == 1, "step 2 is not among those summarised"
     assert table[0]["seeds"] == 2 and table[0]["mse_mean"] == 2.5 and table[0]["mse_mean_std"] == 1.5
-    assert table[0]["better_than_no_change"] == 5.0, "mean of 8 / 1 and 8 / 4"
+    assert table[0]["better_mean"] == 5.0, "mean of 8 / 1 and 8 / 4"
     assert (table[0]["calls"], table[0]["fit_seconds"]) == (7, 1.5)
 
 
@@ -143,7 +143,15 @@ def test_timing_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "timing.png").stat().st_size > 1_000
 
     rows = [
-        {"env": env, "model": model, "horizon": 5, "seed": seed, "step": t, "no_change": 1.0, "mse_median": t * (1.0 + seed)}
+        {
+            "env": env,
+            "model": model,
+            "horizon": 5,
+            "seed": seed,
+            "step": t,
+            "no_change_median": 1.0,
+            "mse_median": t * (1.0 + seed),
+        }
         for env in ("A", "B")
         for model in ("x", "y")
         for seed in (0, 1)

@@ -15,7 +15,8 @@ with what they cost, and ``<out>.json``. Draw them with ``python -m sb3_polygrad
 - ``mse_...`` are squared errors of the observation, standardised by the data's standard deviation and averaged over
   dimensions; mean, median and quantiles are over trajectories. ``mse_raw_...`` are in the environment's units,
 - ``reward_mse`` is the squared error of the reward, standardised,
-- ``no_change`` is ``mse_mean`` of the prediction that the state stays what it was at the start,
+- ``no_change_mean`` and ``no_change_median`` are ``mse_mean`` and ``mse_median`` of the prediction that the state stays
+  what it was at the start; in the summary ``better_mean`` and ``better_median`` say how many times smaller the model's are,
 - ``ending_error`` is the share of trajectories that have ended in one of imagination and simulator only.
 
 A step counts if it happened both in imagination and in the simulator; ``n`` says how many did.
@@ -110,6 +111,7 @@ def errors(
         truth = real.observations[both, t + 1]
         difference = imagined.observations[both, t + 1] - truth
         raw, standardized = difference.square().mean(dim=1), (difference / std).square().mean(dim=1)
+        unchanged = ((start[both] - truth) / std).square().mean(dim=1)
         low, high = th.quantile(standardized, th.tensor([0.1, 0.9]))
         rows.append(
             {
@@ -121,7 +123,8 @@ def errors(
                 "mse_q90": float(high),
                 "mse_raw_mean": float(raw.mean()),
                 "mse_raw_median": float(raw.median()),
-                "no_change": float(((start[both] - truth) / std).square().mean()),
+                "no_change_mean": float(unchanged.mean()),
+                "no_change_median": float(unchanged.median()),
                 "reward_mse": float(((imagined.rewards - real.rewards)[both, t] / reward_std).square().mean()),
                 "ending_error": float((imagined.terminals[:, t] != real.terminals[:, t]).float().mean()),
             }
@@ -158,9 +161,11 @@ def summary(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> list[dic
     """
     which = ["env", "model", "horizon"]
     steps = pd.DataFrame(rows)
-    steps = steps[steps["step"].isin(SUMMARY_STEPS)].assign(better_than_no_change=lambda r: r["no_change"] / r["mse_mean"])
+    steps = steps[steps["step"].isin(SUMMARY_STEPS)]
+    for kind in ("mean", "median"):
+        steps = steps.assign(**{f"better_{kind}": steps[f"no_change_{kind}"] / steps[f"mse_{kind}"]})
     grouped = steps.groupby([*which, "step"], sort=False)
-    names = ["mse_mean", "mse_median", "reward_mse", "ending_error", "better_than_no_change"]
+    names = ["mse_mean", "mse_median", "reward_mse", "ending_error", "better_mean", "better_median"]
     table = grouped[names].mean()
     table.insert(1, "mse_mean_std", grouped["mse_mean"].std(ddof=0))
     table.insert(0, "seeds", grouped["seed"].nunique())

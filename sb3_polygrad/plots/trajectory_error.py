@@ -24,7 +24,7 @@ from sb3_polygrad.plots.figure import save
 
 def plot(files: Sequence[Path], out: Path, measure: str = "mse_median") -> None:
     """
-    :param files: csv files with the columns env, model, horizon, seed, step, no_change and the measure
+    :param files: csv files with the columns env, model, horizon, seed, step, the measure and that of no change
     :param out: picture to write
     :param measure: column to draw
     """
@@ -44,7 +44,8 @@ def plot(files: Sequence[Path], out: Path, measure: str = "mse_median") -> None:
             style = ["-", "--", "-."][sorted(data.loc[data["model"] == model, "horizon"].unique()).index(horizon) % 3]
             axis.semilogy(curves.mean(), style, color=colors[model], label=label, linewidth=1.5)
             axis.fill_between(curves.min().index, curves.min(), curves.max(), color=colors[model], alpha=0.15)
-        axis.semilogy(panel.groupby("step")["no_change"].mean(), ":", color="black", label="no change (mean)")
+        unchanged = panel.groupby("step")[measure.replace("mse", "no_change")].mean()
+        axis.semilogy(unchanged, ":", color="black", label="no change")
         axis.set(title=env_id, xlabel="step")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel(f"standardised squared error ({measure.removeprefix('mse_')})")
@@ -57,7 +58,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--measure", default="mse_median", help="column to draw")
+    parser.add_argument("--measure", choices=["mse_median", "mse_mean"], default="mse_median", help="column to draw")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     plot(args.files, args.out, args.measure)
