@@ -21,10 +21,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
 from sb3_polygrad.benchmark.algorithms import NAMES
 from sb3_polygrad.benchmark.provenance import provenance
 from sb3_polygrad.benchmark.single_run import Run, execute
 from sb3_polygrad.hyperparams_loader import load_hyperparams
+
+MAX_DEATHS = 3
+"""Times that processes of one call may be killed before what is left is given up."""
 
 
 def runs_of(args: argparse.Namespace) -> list[Run]:
@@ -59,16 +65,27 @@ def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> tuple[st
 
 
 def attempt_all(args: argparse.Namespace) -> Iterator[tuple[str, str, str | None]]:
-    """Results of :func:`attempt`, in the order in which the runs end."""
-    try:
-        from joblib import Parallel, delayed, parallel_config
-    except ImportError as error:
-        raise ImportError('joblib is missing: pip install "sb3_polygrad[benchmark]"') from error
+    """
+    Results of :func:`attempt`, in the order in which the runs end.
+
+    When a process is killed (by a lack of memory, say), all others end too, and joblib does not know which run it was: those
+    that are not done are begun again, or gone on with, in new processes; after :data:`MAX_DEATHS` they are given up.
+    """
     facts = provenance("sb3_polygrad.benchmark.compare")
-    # OpenMP reads the number of its threads when a process begins, so the workers are told by their environment too.
-    with parallel_config("loky", n_jobs=args.jobs, inner_max_num_threads=args.threads):
-        parallel = Parallel(batch_size=1, pre_dispatch="all", return_as="generator_unordered")
-        yield from parallel(delayed(attempt)(run, args.out, args.store, facts) for run in runs_of(args))
+    left = {run.name: run for run in runs_of(args)}
+    for _ in range(MAX_DEATHS):
+        # OpenMP reads the number of its threads when a process begins, so the workers are told by their environment too.
+        with parallel_config("loky", n_jobs=args.jobs, inner_max_num_threads=args.threads):
+            parallel = Parallel(batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+            try:
+                jobs = [delayed(attempt)(run, args.out, args.store, facts) for run in left.values()]
+                for result in parallel(jobs):
+                    del left[result[0]]
+                    yield result
+                return
+            except TerminatedWorkerError as error:
+                reason = str(error)
+    yield from ((name, "failed: a process was killed", reason) for name in left)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,9 +101,8 @@ def run(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """The command ``report``."""
-    from sb3_polygrad.benchmark.report import write_report  # here only: runs need neither pandas nor rliable
+    from sb3_polygrad.benchmark.report import write_report  # here only: runs do without rliable and figures
 
-    targets = dict(target.split("=") for target in args.target)
     facts = provenance("sb3_polygrad.benchmark.compare")
     page = write_report(
         args.folder,
@@ -95,9 +111,15 @@ def report(args: argparse.Namespace) -> None:
         at=args.at,
         ours=args.ours,
         reference=args.reference,
-        targets={env: float(value) for env, value in targets.items()},
+        targets=dict(args.target),
     )
     print(f"Written: {page}")
+
+
+def target(text: str) -> tuple[str, float]:
+    """``Hopper-v5=1000``"""
+    env, _, value = text.rpartition("=")
+    return env, float(value)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -128,7 +150,7 @@ def arguments() -> argparse.ArgumentParser:
     tell.add_argument("--at", type=int, nargs="+", help="real steps to compare at; if not given, wherever a curve ends")
     tell.add_argument("--ours", default="polygrad", help="label whose probability of improvement over the others is told")
     tell.add_argument("--reference", default="ppo", help="label whose final return the others are to reach")
-    tell.add_argument("--target", nargs="*", default=[], metavar="ENV=RETURN", help="further returns to reach")
+    tell.add_argument("--target", type=target, nargs="*", default=[], metavar="ENV=RETURN", help="further returns to reach")
     tell.add_argument("--out", type=Path, help="folder of the report; if not given, report/ beside the csv files")
     return parser
 

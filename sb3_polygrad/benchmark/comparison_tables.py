@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.integrate import trapezoid
 
 from sb3_polygrad.benchmark.curve_file import read_rows
 from sb3_polygrad.benchmark.evaluations import MEASURES
@@ -54,34 +53,69 @@ def curve_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def return_table(rows: pd.DataFrame, at: Sequence[int] | None, ours: str) -> pd.DataFrame:
+def return_table(rows: pd.DataFrame, curves: pd.DataFrame, at: Sequence[int] | None, ours: str) -> pd.DataFrame:
     """
     Every label at given steps, from the seeds that have an evaluation there.
 
     :param rows: from :func:`read_results`
+    :param curves: from :func:`curve_table`; where seeds are missing there is no interquartile mean
     :param at: real steps; None for all at which the curve of a label ends, environment by environment
     :param ours: label whose probability of improvement over the others is told
+    :raises ValueError: if none has an evaluation at any of these steps
     """
     table = []
     for env, of_env in rows.groupby("env", sort=False):
-        curves = {label: curve for _, label, curve in curves_of(of_env)}
-        for timesteps in at or sorted({_end(curve) for curve in curves.values()}):
+        returns = {label: curve for _, label, curve in curves_of(of_env)}
+        for timesteps in at or sorted({_end(curve) for curve in returns.values()}):
             reaching = {
                 label: curve.loc[:timesteps, curve.loc[timesteps].notna()]
-                for label, curve in curves.items()
+                for label, curve in returns.items()
                 if timesteps in curve.index
             }
+            if not reaching:
+                continue
             areas = _areas(reaching)
             for label, curve in reaching.items():
                 scores = curve.loc[timesteps].to_numpy()
-                mean, interval = interquartile_mean(scores[:, None])
                 row = {"env": env, "timesteps": timesteps, "label": label, "seeds": len(scores)}
-                row |= {"mean": scores.mean(), "min": scores.min(), "max": scores.max()}
-                row |= {"iqm": mean[0], "iqm_low": interval[0, 0], "iqm_high": interval[1, 0], "area": areas[label]}
+                row |= {"mean": scores.mean(), "min": scores.min(), "max": scores.max(), "area": areas[label]}
                 if label != ours and ours in reaching:
-                    better, (low, high) = probability_of_improvement(reaching[ours].loc[timesteps].to_numpy(), scores)
+                    better, (low, high) = probability_of_improvement(
+                        reaching[ours].loc[timesteps].to_numpy()[:, None], scores[:, None]
+                    )
                     row |= {"improvement": better, "improvement_low": low, "improvement_high": high}
                 table.append(row)
+    if not table:
+        raise ValueError(f"no curve has an evaluation at {at}: choose steps at which they were evaluated")
+    means = curves.drop(columns="seeds")
+    return pd.DataFrame(table).merge(means, how="left", on=["env", "label", "timesteps"])
+
+
+def improvement_table(rows: pd.DataFrame, at: Sequence[int] | None, ours: str) -> pd.DataFrame:
+    """
+    Probability of improvement over each other label, over all environments where both have an evaluation at given steps, from
+    the seeds that are in all of those.
+
+    :param rows: from :func:`read_results`
+    :param at: real steps; None for all at which a curve ends
+    :param ours: the label that is to be better
+    """
+    steps = at or sorted({_end(curve) for _, _, curve in curves_of(rows)})
+    table = []
+    for timesteps in steps:
+        there = rows[rows["timesteps"] == timesteps]
+        scores = {
+            label: group.pivot(index="seed", columns="env", values="mean_reward")
+            for label, group in there.groupby("label", sort=False)
+        }
+        for label in [label for label in scores if label != ours and ours in scores]:
+            environments = [env for env in scores[ours] if env in scores[label]]
+            mine, theirs = (scores[name][environments].dropna().to_numpy() for name in (ours, label))
+            if mine.size == 0 or theirs.size == 0:
+                continue
+            better, (low, high) = probability_of_improvement(mine, theirs)
+            row = {"timesteps": timesteps, "label": label, "environments": len(environments), "seeds": len(theirs)}
+            table.append(row | {"improvement": better, "improvement_low": low, "improvement_high": high})
     return pd.DataFrame(table)
 
 
@@ -92,13 +126,13 @@ def _end(curve: pd.DataFrame) -> int:
 
 
 def _areas(curves: Mapping[str, pd.DataFrame]) -> dict[str, float]:
-    """Area under each curve divided by its width, over the steps that all seeds of all these curves have."""
-    steps = set.intersection(*(set(curve.dropna().index) for curve in curves.values())) if curves else set()
+    """Area under each curve divided by its width, with straight lines between the evaluations that all these curves have."""
+    joined = pd.concat(curves, axis=1).dropna()
+    widths = np.diff(joined.index)
     areas = {}
-    for label, curve in curves.items():
-        grid = sorted(steps)
-        returns = curve.loc[grid].mean(axis=1).to_numpy()
-        areas[label] = returns[-1] if len(grid) == 1 else trapezoid(returns, grid) / (grid[-1] - grid[0])
+    for label in curves:
+        returns = joined[label].mean(axis=1).to_numpy()
+        areas[label] = widths @ (returns[1:] + returns[:-1]) / 2 / widths.sum() if len(widths) else returns[-1]
     return areas
 
 

@@ -40,7 +40,6 @@ class CurveFile:
         :param notes: what is run
         :param rows: that are kept, as :func:`read_rows` gives them
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.notes_path, notes)
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS)

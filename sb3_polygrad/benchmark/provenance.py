@@ -14,7 +14,7 @@ from typing import Any
 from sb3_polygrad.core.files import whole_file
 
 OURS = (Path(__file__).parents[1] / "version.txt").read_text().strip()
-PACKAGES = ("stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
+PACKAGES = ("stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")
 
 
 def _version(package: str) -> str | None:

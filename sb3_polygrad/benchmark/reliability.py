@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from rliable import library
 from scipy.stats import trim_mean
 
 REPETITIONS = 2_000
@@ -30,29 +31,27 @@ def interquartile_mean(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def probability_of_improvement(ours: np.ndarray, others: np.ndarray) -> tuple[float, np.ndarray]:
     """
-    How likely a seed of ours is better than one of the others; ties count one half.
+    How likely a seed of ours is better than one of the others, mean over environments; ties count one half.
 
-    :param ours: ``(seeds,)``
-    :param others: ``(seeds,)``, as many or not
-    :return: the probability and its bootstrap interval ``(2,)``; NaN if both have one seed only
+    :param ours: ``(seeds, environments)``
+    :param others: ``(seeds, environments)``, as many seeds or not
+    :return: the probability and its bootstrap interval ``(2,)``; NaN if either has one seed only
     """
-    from rliable.metrics import probability_of_improvement as probability
 
-    def probabilities(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.array([probability(x, y)])
+    def probability(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # rliable's probability_of_improvement, without a test of significance at every draw
+        differences = np.sign(x[:, None] - y[None])  # (seeds, seeds, environments)
+        return np.array([(differences.mean() + 1) / 2])
 
-    tasks = ours[:, None], others[:, None]  # one task
-    return float(probabilities(*tasks)[0]), _interval(probabilities, *tasks)[:, 0]
+    return float(probability(ours, others)[0]), _interval(probability, ours, others)[:, 0]
 
 
 def _interval(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
     """Interval of a statistic of scores ``(seeds, tasks, ...)``, ``(2, points)``; each score is drawn by itself."""
-    from rliable.library import get_interval_estimates
-
-    if all(len(score) == 1 for score in scores):
+    if any(len(score) == 1 for score in scores):
         return np.full((2, len(statistic(*scores))), np.nan)
     with _same_draws():
-        _, intervals = get_interval_estimates(
+        _, intervals = library.get_interval_estimates(
             {"": scores[0] if len(scores) == 1 else list(scores)},
             statistic,
             reps=REPETITIONS,

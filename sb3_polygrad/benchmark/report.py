@@ -11,6 +11,7 @@ import pandas as pd
 from sb3_polygrad.benchmark.comparison_tables import (
     cost_table,
     curve_table,
+    improvement_table,
     reach_table,
     read_results,
     return_table,
@@ -44,9 +45,11 @@ def write_report(
     """
     rows = read_results(folder, ours)
     seeds = seed_table(rows)
+    curves = curve_table(rows)
     tables = {
-        "curves": curve_table(rows),
-        "returns": return_table(rows, at, ours),
+        "curves": curves,
+        "returns": return_table(rows, curves, at, ours),
+        "improvement": improvement_table(rows, at, ours),
         "reaching": reach_table(rows, reference, targets or {}),
         "cost": cost_table(seeds),
         "seeds": seeds,
@@ -54,20 +57,31 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-    curves = tables["curves"]
     plot(curves, out / "curves.png")
     environments = list(curves["env"].unique())
     for env in environments:
         plot(curves[curves["env"] == env], out / file_name(env))
     write_json(out / "report.json", {**facts, "ours": ours, "reference": reference, "targets": dict(targets or {})})
     page = out / "report.md"
-    page.write_text("\n\n".join(["# Comparison", *(_section(env, tables, ours) for env in environments)]) + "\n")
+    sections = [_overview(tables["improvement"], ours), *(_section(env, tables, ours) for env in environments)]
+    page.write_text("\n\n".join(["# Comparison", *sections]) + "\n", encoding="utf-8")
     return page
+
+
+def _overview(improvement: pd.DataFrame, ours: str) -> str:
+    """All environments together."""
+    parts = ["![learning curves](curves.png)"]
+    if not improvement.empty:
+        parts += [
+            f"How likely a seed of {ours} is better than one of another label, mean over environments.",
+            _markdown(improvement),
+        ]
+    return "\n\n".join(parts)
 
 
 def _section(env: str, tables: Mapping[str, pd.DataFrame], ours: str) -> str:
     """All about one environment."""
-    of_env = {name: table[table["env"] == env].drop(columns="env") for name, table in tables.items() if not table.empty}
+    of_env = {name: table[table["env"] == env].drop(columns="env") for name, table in tables.items() if "env" in table}
     parts = [f"## {env}", f"![{env}]({file_name(env)})"]
     if "returns" in of_env:
         parts += [f"Returns; improvement is the probability that a seed of {ours} is better.", _markdown(of_env["returns"])]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch as th
+from filelock import FileLock, Timeout  # comes with torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_polygrad.benchmark.algorithms import algorithm_class
@@ -59,7 +61,7 @@ class Run:
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.label or self.algorithm}_{self.env}_{self.seed}".replace("/", "-")
+        return re.sub(r"[^\w.-]", "-", f"{self.label or self.algorithm}_{self.env}_{self.seed}")
 
     @property
     def evaluated_at(self) -> list[int]:
@@ -90,8 +92,19 @@ def execute(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> str:
     :param facts: what is written down about this call, see :func:`~sb3_polygrad.benchmark.provenance.provenance`
     :return: what was done: ``"skipped"``, ``"finished"``, or ``"finished from N steps on"``
     :raises ValueError: if its files are of a run with other settings
+    :raises RuntimeError: if another process is at it
     """
     file = CurveFile(out / f"{run.name}.csv", run.rows_begin)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / f".{run.name}.lock", timeout=0):
+            return _execute(run, file, store, facts)
+    except Timeout:
+        raise RuntimeError(f"another process is at work on {file.path}: wait for it, or choose another --out") from None
+
+
+def _execute(run: Run, file: CurveFile, store: Path, facts: dict[str, Any]) -> str:
+    """:func:`execute`, when no one else does."""
     notes = file.read_notes()
     rows = read_rows(file.path) if file.path.is_file() else []
     _require_same(run, file, notes, bool(rows))

@@ -9,6 +9,7 @@ A panel per environment, a line per label: the interquartile mean over its seeds
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +25,7 @@ PANELS_PER_ROW = 3
 
 def file_name(env: str) -> str:
     """The picture of one environment."""
-    return f"curves_{env.replace('/', '-')}.png"
+    return re.sub(r"[^\w.-]", "-", f"curves_{env}.png")
 
 
 def plot(curves: pd.DataFrame, out: Path) -> None:
