@@ -17,7 +17,7 @@ layers of the network's width reach on their own, measured right before and afte
 The json adds hours for a million real steps as the parts add up,
 peak memory, how imagining grows with horizon and batch, and the whole loop on the real environment: real steps per second, the
 time of every part of it, and the processor's time by kind of operation (torch's profiler, in a run of its own since it slows
-what it watches; CPU only).
+what it watches; CPU only). With ``--compile`` also what ``torch.compile`` would bring.
 """
 
 from __future__ import annotations
@@ -211,6 +211,46 @@ def kinds(args: argparse.Namespace) -> dict[str, float]:
     return {kind: value / total for kind, value in sorted(spent.items(), key=lambda item: -item[1])}
 
 
+def compiled(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """
+    What ``torch.compile`` would bring: loss and gradient of one minibatch as they are and compiled, for the denoiser and for
+    actor and critic together, and the seconds that compiling takes. Empty where the machine cannot compile.
+    """
+    model = running(args)
+    trajectory = model.imagine(model.n_imagined)
+    model._learn_from(trajectory)
+    minibatch = next(model.rollout_buffer.get(model.n_imagined * model.horizon // model.n_minibatches))
+    states = th.randn(model.batch_size, 2, model.world_model.obs_dim + 2, device=args.device)
+    actions = th.randn(model.batch_size, 1, model.world_model.action_dim, device=args.device)
+    level = th.ones(model.batch_size, 1, device=args.device)
+    assert isinstance(model.world_model, DiffusionWorldModel)
+    denoiser = model.world_model.denoiser
+
+    def denoise() -> th.Tensor:
+        return denoiser(states, actions, level).square().mean()
+
+    def evaluate() -> th.Tensor:
+        values, log_prob, _ = model.policy.evaluate_actions(minibatch.observations, minibatch.actions)
+        return values.square().mean() + log_prob.mean()
+
+    ratios = {}
+    for name, function in {"denoiser": denoise, "actor and critic": evaluate}.items():
+        fast, begin = th.compile(function), time.perf_counter()
+        try:
+            fast().backward()
+        except Exception as error:  # no compiler, mostly; whatever it is, there is nothing to measure
+            print(f"torch.compile failed: {error}")
+            return {}
+        took = time.perf_counter() - begin
+        plain = seconds(lambda f=function: f().backward())  # type: ignore[misc]
+        ratios[name] = {
+            "seconds": plain,
+            "compiled_seconds": seconds(lambda f=fast: f().backward()),  # type: ignore[misc]
+            "compiling": took,
+        }
+    return ratios
+
+
 def peak_memory(device: str) -> dict[str, float]:
     """Most memory that the process, and it on the device, ever held, in GiB."""
     memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
@@ -237,6 +277,7 @@ def main() -> None:
     parser.add_argument("--profiled-steps", type=int, default=100, help="of the loop under the profiler; 0 leaves it out")
     parser.add_argument("--horizons", type=int, nargs="*", default=[10, 50, 200], help="for the growth; none leaves it out")
     parser.add_argument("--batches", type=int, nargs="*", default=[256, 1024, 4096], help="for the growth")
+    parser.add_argument("--compile", action="store_true", help="measure what torch.compile would bring, too")
     parser.add_argument("--kwargs", type=json.loads, default={}, help="further constructor arguments as json")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="torch threads; as torch has it if not given")
@@ -266,9 +307,11 @@ def main() -> None:
         note(loop=loop(args))
     if args.profiled_steps and args.device == "cpu":
         note(kinds=kinds(args))
+    if args.compile:
+        note(compiled=compiled(args))
     note(growth=growth(args), peak_memory_gib=peak_memory(args.device))
     print(table(rows))
-    for key in ("hours_per_million_steps", "loop", "kinds", "peak_memory_gib"):
+    for key in ("hours_per_million_steps", "loop", "kinds", "compiled", "peak_memory_gib"):
         print(key, facts.get(key))
 
 
