@@ -137,3 +137,27 @@ def test_gradient_norm_is_bounded() -> None:
     model.fit(real_windows(16))
     step = nn.utils.parameters_to_vector(model.denoiser.parameters()) - before
     assert step.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+class Undecided(Denoiser):
+    """Expects an ending with probability 0.3, whatever happens; terminals of mean 0.5 and standard deviation 0.5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(th.zeros(1))
+
+    def forward(self, noisy: th.Tensor, actions: th.Tensor, level: th.Tensor) -> th.Tensor:
+        return th.zeros_like(noisy) + th.tensor([0.0, 0.0, (0.3 - 0.5) / 0.5])
+
+
+@pytest.mark.parametrize(("n_levels", "share"), [(1, 0.3), (2, 0.0)])
+def test_an_expected_ending_is_drawn_and_a_drawn_one_cut(n_levels: int, share: float) -> None:
+    model = DiffusionWorldModel(1, LOW, HIGH, HORIZON, Undecided(), StaggeredSampler(HORIZON, n_levels, float(n_levels)))
+    both = th.tensor([[-1.0], [1.0]])
+    model.observe(both, both, both, th.cat([both, th.tensor([[0.0], [1.0]])], dim=1))
+    model.fitted += 1.0
+    th.manual_seed(0)
+    trajectory = model.imagine(th.zeros(20_000, 1), constant_policy(0.0))
+    survived = trajectory.mask.mean(dim=0)
+    expected = (1.0 - share) ** th.arange(HORIZON)
+    assert survived.tolist() == pytest.approx(expected.tolist(), abs=0.015)

@@ -64,7 +64,14 @@ class Sample(NamedTuple):
 
 
 class Sampler(Protocol):
-    """A way to noise real trajectories for training, and to denoise imagined ones under a policy."""
+    """
+    A way to noise real trajectories for training, and to denoise imagined ones under a policy.
+
+    ``predicts_means`` says that the states it returns are what is to be expected after the ones before and not draws: a flag
+    among their channels is then the probability of it.
+    """
+
+    predicts_means: bool
 
     def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
         """

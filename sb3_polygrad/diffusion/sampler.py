@@ -26,6 +26,8 @@ class PolicyGuidedSampler(nn.Module):
     :param final_steps: number of last steps that ``final_clip`` is for
     """
 
+    predicts_means = False
+
     def __init__(
         self, diffusion: GaussianDiffusion, guidance: Guidance, final_clip: float | None = None, final_steps: int = 10
     ) -> None:

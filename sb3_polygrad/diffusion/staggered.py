@@ -59,6 +59,7 @@ class StaggeredSampler(nn.Module):
         lag = min(lag, n_levels)  # a longer lag only adds iterations in which nothing changes
         self.horizon = horizon
         self.n_levels = n_levels
+        self.predicts_means = n_levels == 1  # in one call from pure noise to the clean estimate
         self.flat_share = flat_share
         levels = staggered_levels(horizon, n_levels, lag)
         signal, noise = th.cos(levels * math.pi / 2), th.sin(levels * math.pi / 2)

@@ -33,6 +33,8 @@ class AutoregressiveDiffusionWorldModel(AutoregressiveWorldModel):
     :param fit_settings: optimiser and average
     """
 
+    ending_is_probability = False
+
     def __init__(
         self,
         obs_dim: int,

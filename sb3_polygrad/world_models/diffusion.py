@@ -51,6 +51,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
         self.change_normalizer = RunningNormalizer(obs_dim)
         self.denoiser = denoiser
         self.sampler = sampler
+        self.ending_is_probability = sampler.predicts_means
         self._will_learn(denoiser)
         self.imagine_in(dtype)
 

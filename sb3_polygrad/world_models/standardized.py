@@ -76,6 +76,8 @@ class StandardizedWorldModel(WorldModel, ABC):
     :param bound_margin: imagined values stay within what was really seen, widened by this share on each side
     """
 
+    ending_is_probability = True
+    """Whether the last channel of an imagined state is the probability of an ending, which is then drawn, or a draw itself."""
     fitted: th.Tensor
     action_low: th.Tensor
     action_high: th.Tensor
@@ -157,8 +159,11 @@ class StandardizedWorldModel(WorldModel, ABC):
         observations = self.state_normalizer.denormalize(states[..., : self.obs_dim])
         observations[:, 0] = start
         rewards, endings = self.outcome_normalizer.denormalize(states[:, 1:, self.obs_dim :]).unbind(dim=-1)
+        # Cut at one half, an ending of which the model is not quite sure would never happen, and a policy that risks it learns
+        # that there is nothing to fear.
+        threshold = th.rand_like(endings) if self.ending_is_probability else 0.5
         # An environment in which nothing ever ended has no endings to imagine.
-        ended = ((endings > 0.5) & (self.outcome_normalizer.high[1] > 0.5)).float()
+        ended = ((endings > threshold) & (self.outcome_normalizer.high[1] > 0.5)).float()
         terminals = th.cummax(ended, dim=1).values
         return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))
 
