@@ -10,9 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 
-from sb3_polygrad.core.arguments import is_number
+from sb3_polygrad.core.arguments import choose, is_number
 from sb3_polygrad.policy.policies import PolyGRADPolicy
-from sb3_polygrad.world_models.factory import choose
 
 INTEGERS = (
     *("n_steps", "batch_size", "gradient_steps", "n_epochs", "n_minibatches"),

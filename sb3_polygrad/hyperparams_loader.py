@@ -7,7 +7,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_polygrad.world_models.factory import choose
+from sb3_polygrad.core.arguments import choose
 
 _PACKAGE = Path(__file__).parent
 

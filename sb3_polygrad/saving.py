@@ -32,12 +32,12 @@ from sb3_polygrad.checkpoint import (
     write_part,
 )
 from sb3_polygrad.checks import check_arguments
+from sb3_polygrad.core.arguments import choose
 from sb3_polygrad.core.files import whole_file
 from sb3_polygrad.core.plain import from_plain, to_plain
 from sb3_polygrad.core.random_states import random_states, set_random_states
 from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
 from sb3_polygrad.policy.env_states import Unavailable, env_states, set_env_states
-from sb3_polygrad.world_models.factory import choose
 
 PathOrFile = str | pathlib.Path | io.BufferedIOBase
 SelfSaving = TypeVar("SelfSaving", bound="Saving")

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from sb3_polygrad.core.arguments import choose
 from sb3_polygrad.hyperparams_loader import HYPERPARAMS
 from sb3_polygrad.polygrad import PolyGRAD
-from sb3_polygrad.world_models.factory import choose
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -1,11 +1,12 @@
-"""Checks of plain settings against the annotations of the function that takes them."""
+"""Checks of plain settings: names against the known ones, values against the annotations of the function that takes them."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,21 @@ KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
     type(None): ("None", lambda value: value is None),
 }
 """Types of settings that are checked: how they are called, and what is of them."""
+
+
+def choose(argument: str, name: str, known: Iterable[str]) -> str:
+    """
+    Check a name against the known ones.
+
+    :param argument: the argument that is checked, for the message
+    :raises ValueError: with the nearest known name
+    """
+    known = sorted(known)
+    if name in known:
+        return name
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise ValueError(f"{argument}: {name!r} is not known; {hint}known are {', '.join(map(repr, known))}")
 
 
 def is_number(value: Any) -> bool:

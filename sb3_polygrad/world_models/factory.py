@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch as th
 
-from sb3_polygrad.core.arguments import check_types
+from sb3_polygrad.core.arguments import check_types, choose
 from sb3_polygrad.core.controllers import DeltaController
 from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.denoisers.markov_mlp import MarkovMLP
@@ -33,21 +32,6 @@ from sb3_polygrad.world_models import autoregressive_diffusion, ensemble, rssm, 
 from sb3_polygrad.world_models.base import WorldModel
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 from sb3_polygrad.world_models.standardized import FitSettings, check_sizes
-
-
-def choose(argument: str, name: str, known: Iterable[str]) -> str:
-    """
-    Check a name against the known ones.
-
-    :param argument: the argument that is checked, for the message
-    :raises ValueError: with the nearest known name
-    """
-    known = sorted(known)
-    if name in known:
-        return name
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise ValueError(f"{argument}: {name!r} is not known; {hint}known are {', '.join(map(repr, known))}")
 
 
 def paper_width(denoiser: str, horizon: int) -> int:
