@@ -108,8 +108,8 @@ def test_net_arch(net_arch: Any, n_pi: int, n_vf: int) -> None:
     def count(net: nn.Module, kind: type[nn.Module]) -> int:
         return sum(isinstance(layer, kind) for layer in net)  # type: ignore[attr-defined]
 
-    for kind in (nn.Linear, nn.LayerNorm, nn.ELU):
-        assert count(policy.mlp_extractor.policy_net, kind) == n_pi, "Linear, LayerNorm, ELU per hidden layer"
+    for kind in (nn.Linear, nn.LayerNorm, nn.ReLU):
+        assert count(policy.mlp_extractor.policy_net, kind) == n_pi, "Linear, LayerNorm, ReLU per hidden layer"
         assert count(policy.mlp_extractor.value_net, kind) == n_vf
     actions, values, log_prob = policy(th.randn(5, 3))
     assert actions.shape == (5, 2) and values.shape == (5, 1) and log_prob.shape == (5,)
@@ -119,7 +119,13 @@ def test_hidden_layers_are_normalised_before_the_activation() -> None:
     policy = make_policy(net_arch=[8], activation_fn=nn.Tanh)
     assert [type(layer) for layer in policy.mlp_extractor.policy_net] == [nn.Linear, nn.LayerNorm, nn.Tanh]
     plain = make_policy(net_arch=[8], layer_norm=False)
-    assert [type(layer) for layer in plain.mlp_extractor.policy_net] == [nn.Linear, nn.ELU]
+    assert [type(layer) for layer in plain.mlp_extractor.policy_net] == [nn.Linear, nn.ReLU]
+
+
+def test_activations_have_names() -> None:
+    assert isinstance(make_policy(net_arch=[8], activation_fn="elu").mlp_extractor.policy_net[-1], nn.ELU)
+    with pytest.raises(ValueError, match="did you mean 'relu'"):
+        make_policy(activation_fn="rellu")
 
 
 # ---------------------------------------------------------------------- optimiser and target critic

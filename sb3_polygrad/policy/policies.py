@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from sb3_polygrad.core.arguments import choose
 from sb3_polygrad.core.averaging import ExponentialAverage
 
 
@@ -37,6 +38,10 @@ class _Critic(nn.Module):
         return self.net(observations)
 
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+"""Activations by name, as they stand in YAML."""
+
+
 class PolyGRADPolicy(ActorCriticPolicy):
     """
     Actor and critic with a target critic.
@@ -49,7 +54,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
     :param action_space: Action space, bounded Box
     :param lr_schedule: Learning rate schedule of the actor
     :param net_arch: hidden layers, as in SB3
-    :param activation_fn: activation of the hidden layers
+    :param activation_fn: activation of the hidden layers, a class or one of the names in :data:`ACTIVATIONS`. ReLU by default
+        (the release has ELU: ``activation_fn: elu``), since an update takes a seventh less time with it on a CPU
     :param layer_norm: normalise before each activation
     :param min_std: smallest standard deviation, in units of the half-range
     :param log_std_init: log of the initial standard deviation, in units of the half-range
@@ -66,7 +72,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = nn.ELU,
+        activation_fn: type[nn.Module] | str = nn.ReLU,
         layer_norm: bool = True,
         min_std: float = 0.1,
         log_std_init: float = -0.7,
@@ -81,6 +87,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
             )
         if not 0.0 < critic_tau <= 1.0:
             raise ValueError(f"critic_tau must lie in (0, 1], got {critic_tau}")
+        if isinstance(activation_fn, str):
+            activation_fn = ACTIVATIONS[choose("policy_kwargs['activation_fn']", activation_fn, ACTIVATIONS)]
         self.layer_norm, self.min_std, self.critic_tau = layer_norm, min_std, critic_tau
         if net_arch is None:
             net_arch = dict(pi=[128, 128], vf=[128, 128])
