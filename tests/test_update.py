@@ -134,7 +134,7 @@ def test_a_search_ends_within_the_tolerance(bend: Callable[[th.Tensor], th.Tenso
 
     _, measured = scale_step(parameters, origin, size, target, tolerance=0.05, max_trials=50, max_scale=100.0)
     assert abs(measured - target) <= 0.05 * target
-    assert size().item() == pytest.approx(measured, rel=1e-6), "what was measured is what is left behind"
+    assert size().item() == pytest.approx(measured.item(), rel=1e-6), "what was measured is what is left behind"
 
 
 # ---------------------------------------------------------------------- one gradient step

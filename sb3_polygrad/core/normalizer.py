@@ -52,8 +52,9 @@ class RunningNormalizer(nn.Module):
         data = data.reshape(-1, self.mean.shape[0])
         if len(data) == 0:
             return
-        self.low = th.minimum(self.low, data.amin(dim=0))
-        self.high = th.maximum(self.high, data.amax(dim=0))
+        # Everything is written in place: whoever holds one of these tensors sees what it is now.
+        self.low.copy_(th.minimum(self.low, data.amin(dim=0)))
+        self.high.copy_(th.maximum(self.high, data.amax(dim=0)))
         data = data.double()
         data_mean = data.mean(dim=0)
         difference = data_mean - self.mean
@@ -66,8 +67,8 @@ class RunningNormalizer(nn.Module):
 
     def _refresh(self) -> None:
         std = (self.squared_deviation / self.count.clamp(min=1.0)).clamp(min=0.0).sqrt()
-        self._scale = th.where(std > 1e-8, std.clamp(min=self.min_std), th.ones_like(std)).float()
-        self._shift = self.mean.float()
+        self._scale.copy_(th.where(std > 1e-8, std.clamp(min=self.min_std), th.ones_like(std)))
+        self._shift.copy_(self.mean)
 
     def normalize(self, data: th.Tensor) -> th.Tensor:
         """Environment units to standardised ones; ``data`` is ``(..., size)``."""

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.distributions import Normal
 
 from sb3_polygrad.core.arguments import choose
 from sb3_polygrad.core.averaging import ExponentialAverage
@@ -120,10 +120,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         with th.no_grad():
             # exp(log_std) + min_std is the initial standard deviation that was asked for.
             self.log_std.copy_((self.log_std.exp() - self.min_std).log())
-        self.critic_target = AveragedModel(self._critic(), multi_avg_fn=ExponentialAverage(1.0 - self.critic_tau))
-        # A float counter: everything in a state dict of this package is floating point.
-        self.critic_target.n_averaged = self.critic_target.n_averaged.float()
-        self.critic_target.requires_grad_(False)
+        self.critic_target = ExponentialAverage(self._critic(), 1.0 - self.critic_tau)
         # One optimiser with a group for each: they learn at different rates and only the actor's step is measured.
         groups = [{"params": self.actor_parameters()}, {"params": self.critic_parameters()}]
         kwargs = dict(self.optimizer_kwargs)
@@ -163,7 +160,9 @@ class PolyGRADPolicy(ActorCriticPolicy):
         assert isinstance(self.action_dist, DiagGaussianDistribution)
         mean = self.center + self.half_range * th.tanh(self.action_net(latent_pi))
         log_std = (self.half_range * (self.log_std.exp() + self.min_std)).log()
-        return self.action_dist.proba_distribution(mean, log_std)
+        # As SB3 makes it, without its look at every value, for which the host would have to wait.
+        self.action_dist.distribution = Normal(mean, th.ones_like(mean) * log_std.exp(), validate_args=False)
+        return self.action_dist
 
     @property
     def relative_std(self) -> th.Tensor:

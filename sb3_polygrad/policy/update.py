@@ -9,6 +9,7 @@ from typing import Protocol
 import torch as th
 from torch import nn
 
+from sb3_polygrad.core.optimizing import step_if
 from sb3_polygrad.policy.samples import ImaginedRolloutBufferSamples
 
 Evaluate = Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor, th.Tensor | None]]
@@ -70,14 +71,15 @@ def scale_step(
     tolerance: float = 0.2,
     max_trials: int = 1,
     max_scale: float = 3.0,
-) -> tuple[float, float]:
+) -> tuple[th.Tensor, th.Tensor]:
     """
     Scale a step that was just taken so that its measured size meets a target; the paper's line search.
 
     To first order the size is proportional to the step, so each trial corrects the scale by target / measured: one trial
     is the first-order rule, more of them a search that ends within the tolerance. The paper's release instead shrinks or
     grows by a fixed ratio and lets the optimiser advance at every trial. Here every trial starts from the same saved
-    parameters and the optimiser is not touched, so that the search leaves no trace.
+    parameters and the optimiser is not touched, so that the search leaves no trace. The first-order rule is reckoned on the
+    device; between the trials of a search the host waits for the measure, to know whether to go on.
 
     :param parameters: they hold origin + step when called, origin + scale * step on return
     :param origin: their values before the step
@@ -86,25 +88,23 @@ def scale_step(
     :param tolerance: accepted deviation as a share of the target
     :param max_trials: measurements of the size at most
     :param max_scale: the scale never exceeds this
-    :return: the scale (0 if the step was undone because its size was not finite), and the size last measured: with one
-        trial that of the step before it was scaled
+    :return: scalars: the scale (0 if the step was undone because its size was not finite), and the size last measured: with
+        one trial that of the step before it was scaled
     """
     steps = [parameter.detach() - start for parameter, start in zip(parameters, origin, strict=True)]
-    scale, size = 1.0, 0.0
-    for _ in range(max_trials):
-        size = float(measure())
-        if not size < float("inf"):  # NaN or infinite: no step at all
-            scale = 0.0
-        elif abs(size - target) <= tolerance * target:
-            break
-        else:
-            corrected = min(scale * target / max(size, 1e-12), max_scale)
-            if corrected == scale:  # at its limit: measuring again would say the same
-                break
-            scale = corrected
+    scale = th.ones((), dtype=th.float64, device=steps[0].device)
+    for trials_left in reversed(range(max_trials)):
+        size = measure().double()
+        close = (size - target).abs() <= tolerance * target
+        corrected = th.where(close, scale, (scale * target / size.clamp(min=1e-12)).clamp(max=max_scale))
+        corrected = th.where(size < th.inf, corrected, 0.0)  # NaN or infinite: no step at all
+        # At its limit, too, it stays what it is: measuring again would say the same.
+        settled = corrected == scale
         for parameter, start, step in zip(parameters, origin, steps, strict=True):
-            parameter.detach().copy_(start if scale == 0.0 else start + scale * step)
-        if scale == 0.0:
+            scaled = th.where(corrected == 0.0, start, start + corrected.to(step.dtype) * step)
+            parameter.detach().copy_(th.where(settled, parameter.detach(), scaled))
+        scale = corrected
+        if trials_left and (settled | (scale == 0.0)):
             break
     return scale, size
 
@@ -116,7 +116,7 @@ def gradient_step(
     entropy: th.Tensor | None,
     samples: ImaginedRolloutBufferSamples,
     loss: LossSettings,
-) -> dict[str, th.Tensor | float]:
+) -> dict[str, th.Tensor]:
     """
     One step of the optimiser on policy loss, value loss and entropy bonus.
 
@@ -136,8 +136,7 @@ def gradient_step(
     total.backward()
     norms = [nn.utils.clip_grad_norm_(parameters, loss.max_grad_norm) for parameters in (learner.actor, learner.critic)]
     usable = th.isfinite(th.stack(norms)).all()
-    if usable:  # else no trace is left in parameters or optimiser
-        learner.optimizer.step()
+    step_if(usable, learner.optimizer)  # else no trace is left in parameters or optimiser
     losses = {"loss": total, "policy_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
     return {**{name: value.detach() for name, value in losses.items()}, "skipped": 1.0 - usable.float()}
 
@@ -145,7 +144,7 @@ def gradient_step(
 class PolicyUpdate(Protocol):
     """One update of policy and critic from one imagined batch."""
 
-    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor | float]:
+    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor]:
         """
         :param learner: what to change
         :param minibatches: the imagined batch
@@ -172,7 +171,7 @@ class A2CUpdate:
     max_trials: int = 1
     max_scale: float = 3.0
 
-    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor | float]:
+    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor]:
         """See :class:`PolicyUpdate`."""
         samples = next(minibatches(None))
         origin = [parameter.detach().clone() for parameter in learner.actor]
@@ -212,12 +211,12 @@ class PPOUpdate:
     n_minibatches: int = 2
     target_kl: float | None = None
 
-    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor | float]:
+    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor]:
         """See :class:`PolicyUpdate`."""
         n_steps = next(minibatches(None)).mask.numel()
         minibatch_size = -(-n_steps // self.n_minibatches)
-        metrics: dict[str, th.Tensor | float] = {}
-        skipped: list[th.Tensor | float] = []
+        metrics: dict[str, th.Tensor] = {}
+        skipped: list[th.Tensor] = []
         for _ in range(self.n_epochs):
             for samples in minibatches(minibatch_size):
                 mask = samples.mask
@@ -229,7 +228,7 @@ class PPOUpdate:
                 policy_loss = -masked_mean(th.minimum(advantages * ratio, advantages * clipped), mask)
                 metrics = gradient_step(learner, policy_loss, values, entropy, samples, loss)
                 skipped.append(metrics["skipped"])
-                metrics["skipped"] = sum(skipped) / len(skipped)  # of all steps; the rest is about the last one
+                metrics["skipped"] = th.stack(skipped).mean()  # of all steps; the rest is about the last one
                 with th.no_grad():
                     metrics["approx_kl"] = masked_mean(ratio - 1.0 - log_ratio, mask)
                     metrics["clip_fraction"] = masked_mean(((ratio - 1.0).abs() > self.clip_range).float(), mask)

@@ -56,7 +56,7 @@ def draw_classes(logits: th.Tensor) -> th.Tensor:
     """
     probabilities = logits.exp()
     classes = (probabilities.detach() / th.empty_like(probabilities).exponential_()).argmax(dim=-1)
-    one_hot = nn.functional.one_hot(classes, logits.shape[-1])
+    one_hot = th.zeros_like(probabilities).scatter_(-1, classes[..., None], 1.0)
     return one_hot + probabilities - probabilities.detach()
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch as th
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from sb3_polygrad.core.averaging import ExponentialAverage
 from sb3_polygrad.core.normalizer import RunningNormalizer
+from sb3_polygrad.core.optimizing import step_if
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.world_models.base import WorldModel
 
@@ -81,7 +81,7 @@ class StandardizedWorldModel(WorldModel, ABC):
     fitted: th.Tensor
     action_low: th.Tensor
     action_high: th.Tensor
-    average: AveragedModel
+    average: ExponentialAverage
 
     def __init__(
         self,
@@ -107,6 +107,8 @@ class StandardizedWorldModel(WorldModel, ABC):
         self.register_buffer("action_low", action_low.float(), persistent=False)
         self.register_buffer("action_high", action_high.float(), persistent=False)
         self.register_buffer("fitted", th.tensor(0.0))
+        self._n_fitted = 0  # the same, known without asking the device
+        self.register_load_state_dict_post_hook(_count_after_loading)
 
     def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
         """See :meth:`WorldModel.observe`. Successors say what the acting observations do not: the last one of an episode."""
@@ -118,10 +120,7 @@ class StandardizedWorldModel(WorldModel, ABC):
 
     def _will_learn(self, network: nn.Module) -> None:
         """Set up the optimiser and the average of the network that learns; to be called once it is there."""
-        self.average = AveragedModel(network, multi_avg_fn=ExponentialAverage(self.settings.ema_decay))
-        # A float counter: everything in a state dict of this package is floating point.
-        self.average.n_averaged = self.average.n_averaged.float()
-        self.average.requires_grad_(False)
+        self.average = ExponentialAverage(network, self.settings.ema_decay)
         self.optimizer = th.optim.Adam(network.parameters(), lr=self.settings.learning_rate, fused=True)
 
     def _learn(self, network: nn.Module, loss: th.Tensor) -> dict[str, th.Tensor]:
@@ -130,11 +129,11 @@ class StandardizedWorldModel(WorldModel, ABC):
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.settings.max_grad_norm)
         usable = th.isfinite(norm)
-        if usable:  # else no trace is left in network or optimiser
-            self.optimizer.step()
-        if int(self.fitted) % self.settings.ema_every == 0:
+        step_if(usable, self.optimizer)  # else no trace is left in network or optimiser
+        if self._n_fitted % self.settings.ema_every == 0:
             self.average.update_parameters(network)
         self.fitted += 1.0
+        self._n_fitted += 1
         return {"loss": loss.detach(), "skipped": 1.0 - usable.float()}
 
     # ------------------------------------------------------------------ units
@@ -181,5 +180,10 @@ class StandardizedWorldModel(WorldModel, ABC):
         return Bound(*(th.cat(pair) / units for pair in bounds))
 
     def _check_fitted(self) -> None:
-        if self.fitted == 0.0:
+        if self._n_fitted == 0:
             raise RuntimeError("the world model was never fitted: call fit() on real windows (or learn()) before imagining")
+
+
+def _count_after_loading(module: nn.Module, _incompatible: object) -> None:
+    assert isinstance(module, StandardizedWorldModel)
+    module._n_fitted = int(module.fitted)
