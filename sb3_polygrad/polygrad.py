@@ -21,8 +21,9 @@ from sb3_polygrad.checks import check_arguments, check_spaces
 from sb3_polygrad.core.controllers import adapted_share
 from sb3_polygrad.core.on_policy import action_diagnostics, action_std, standardized_actions
 from sb3_polygrad.core.pace import PaceWarning
-from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.core.trajectory import Trajectory, all_finite
 from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
+from sb3_polygrad.policy.deferred_means import DeferredMeans
 from sb3_polygrad.policy.imagined_rollout_buffer import ImaginedRolloutBuffer
 from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.policy.real_steps import has_simulator_states, simulator_states, true_successors
@@ -182,6 +183,7 @@ class PolyGRAD(Saving):
         self._gradient_steps_owed = 0
         self._seen_normalized = False
         self._n_faulty_updates = 0
+        self._kept_view: VecNormalizeView | None = None
         # Where in an update the run is, should it be saved and resumed there.
         self._rollout_step = 0
         self._in_step = False
@@ -344,11 +346,15 @@ class PolyGRAD(Saving):
         self._gradient_steps_owed += self._gradient_steps_per_update
         if self._in_prefill:
             return
-        fault = self._fit_world_model()
+        skipped_fits = self._fit_world_model()
         self._update_learning_rates()
+        fault = None
         buffer = self.replay_buffer
         if len(buffer) >= min(self.policy_learning_starts, buffer.capacity * buffer.n_envs):
-            fault = self._learn_from(self.imagine(self.n_imagined)) or fault
+            fault = self._learn_from(self.imagine(self.n_imagined))
+        # Asked for only now, when the device has nothing left to do.
+        if fault is None and float(skipped_fits) == 1.0:
+            fault = "the gradients of the world model"
         self._n_updates += 1
         self._note(fault)
         self._pace.update((self._total_timesteps - self.num_timesteps) / n_steps)
@@ -371,24 +377,24 @@ class PolyGRAD(Saving):
                 "observations in the environment, and go on from an earlier checkpoint"
             )
 
-    def _fit_world_model(self) -> str | None:
+    def _fit_world_model(self) -> th.Tensor | float:
         """
         Algorithm 3, line 6. The first call makes up for the gradient steps of the random prefill.
 
-        :return: what was faulty throughout, if anything was
+        :return: share of the gradients that were not finite, on the device
         """
         self.world_model.observe(*self.replay_buffer.latest(self._n_unobserved))
         self._n_unobserved = 0
         self.world_model.train()
         n_steps, self._gradient_steps_owed = self._gradient_steps_owed, 0
         if n_steps == 0:
-            return None
+            return 0.0
         skipped: th.Tensor | float = 0.0
         for _ in range(n_steps):
             metrics = self.world_model.fit(self.replay_buffer.sample(self.batch_size))
-            skipped = skipped + metrics.get("skipped", 0.0) / n_steps
-        self._record_means("world_model", {**metrics, "skipped": skipped})
-        return "the gradients of the world model" if float(skipped) > 1.0 - 1e-3 / n_steps else None
+            skipped = skipped + metrics.get("skipped", 0.0)
+        self._means.record("world_model", {**metrics, "skipped": skipped / n_steps})
+        return skipped / n_steps
 
     def imagine(self, n_trajectories: int, start: th.Tensor | None = None) -> Trajectory:
         """
@@ -409,7 +415,7 @@ class PolyGRAD(Saving):
             raise ValueError(f"start has {len(start)} observations, but n_trajectories={n_trajectories}: they must agree")
         self.policy.set_training_mode(False)
         self.world_model.eval()
-        view = VecNormalizeView(self._vec_normalize_env, self.device)
+        view = self._view
         return self.world_model.imagine(start, lambda observations: self._distribution(view.observations(observations)))
 
     def standardized_actions(self, trajectory: Trajectory) -> th.Tensor:
@@ -419,10 +425,17 @@ class PolyGRAD(Saving):
         :param trajectory: as :meth:`imagine` returned it
         :return: ``(batch, horizon, action_dim)``
         """
-        view = VecNormalizeView(self._vec_normalize_env, self.device)
         with th.no_grad():
-            normal = self._distribution(view.observations(trajectory.observations[:, :-1]))
+            normal = self._distribution(self._view.observations(trajectory.observations[:, :-1]))
         return standardized_actions(trajectory, normal.mean, normal.stddev)
+
+    @property
+    def _view(self) -> VecNormalizeView:
+        """VecNormalize as it is now; the same tensors every time, as long as the environment has the same wrapper."""
+        if self._kept_view is None or self._kept_view.wrapper is not self._vec_normalize_env:
+            self._kept_view = VecNormalizeView(self._vec_normalize_env, self.device)
+        self._kept_view.refresh()
+        return self._kept_view
 
     def _distribution(self, observations: th.Tensor) -> Normal:
         """The policy at observations ``(..., obs_dim)`` as it sees them, shaped ``(..., action_dim)``."""
@@ -441,11 +454,11 @@ class PolyGRAD(Saving):
 
         :return: what was faulty throughout, if anything was; nothing was learnt then
         """
-        if not all(bool(th.isfinite(tensor).all()) for tensor in trajectory):
+        if not all_finite(trajectory):  # the one time in an update that the host waits for the device
             self.logger.record_mean("imagination/skipped", 1.0)
             return "the imagined trajectories"
         self.logger.record_mean("imagination/skipped", 0.0)
-        view = VecNormalizeView(self._vec_normalize_env, self.device)
+        view = self._view
         observations, rewards = view.observations(trajectory.observations), view.rewards(trajectory.rewards)
         with th.no_grad():
             normal = self._distribution(observations[:, :-1])
@@ -459,31 +472,32 @@ class PolyGRAD(Saving):
         learner = Learner(policy.evaluate_actions, policy.actor_parameters(), policy.critic_parameters(), policy.optimizer)
         settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
         metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
-        if not all(bool(th.isfinite(parameter).all()) for parameter in policy.parameters()):  # an optimiser's own doing
-            raise ValueError(
-                f"the optimiser made parameters of the policy not finite: lower learning_rate={self.learning_rate} or "
-                f"critic_learning_rate={self.critic_learning_rate}, or look at optimizer_kwargs in policy_kwargs"
-            )
         policy.update_critic_target()
-        self._learning_rate_share = adapted_share(
-            self._learning_rate_share, float(metrics.get("step_scale", 1.0)), self.learning_rate_adaptation
-        )
+        if self.learning_rate_adaptation > 0.0 and "step_scale" in metrics:
+            self._learning_rate_share = adapted_share(
+                self._learning_rate_share, float(metrics["step_scale"]), self.learning_rate_adaptation
+            )
 
         standardized = standardized_actions(trajectory, normal.mean, normal.stddev)
         adapted = self.world_model.adapt(action_std(standardized, trajectory.mask), normal.stddev)
-        self._record_means("train", {**metrics, "std": policy.relative_std.mean()})
+        self._means.record("train", {**metrics, "std": policy.relative_std.mean()})
+        self._means.record("imagination", action_diagnostics(standardized, trajectory), leave_out_nan=True)
         n_steps = trajectory.mask.sum()
-        self._record_means(
+        self._means.record(
             "imagination",
             {
                 **adapted,
-                **action_diagnostics(standardized, trajectory),
                 "reward_mean": (trajectory.rewards * trajectory.mask).sum() / n_steps,
                 "terminal_rate": (trajectory.terminals * trajectory.mask).sum() / n_steps,
                 "horizon_mean": n_steps / len(trajectory.mask),
                 "value_mean": values.mean(),
             },
         )
+        if not all_finite(policy.parameters()):  # an optimiser's own doing
+            raise ValueError(
+                f"the optimiser made parameters of the policy not finite: lower learning_rate={self.learning_rate} or "
+                f"critic_learning_rate={self.critic_learning_rate}, or look at optimizer_kwargs in policy_kwargs"
+            )
         return "the gradients of policy and critic" if float(metrics["skipped"]) == 1.0 else None
 
     def _present_update(self) -> PolicyUpdate:
@@ -503,10 +517,10 @@ class PolyGRAD(Saving):
         critic["lr"] = self.critic_learning_rate
         self.logger.record("train/learning_rate", actor["lr"])
 
-    def _record_means(self, group: str, metrics: Mapping[str, th.Tensor | float]) -> None:
-        """Average over the updates between two dumps of the log."""
-        for name, value in metrics.items():
-            self.logger.record_mean(f"{group}/{name}", float(value))
+    @property
+    def _means(self) -> DeferredMeans:
+        """Averages over the updates between two dumps of the log."""
+        return DeferredMeans.of(self.logger)
 
     def learn(
         self: SelfPolyGRAD,
@@ -528,4 +542,6 @@ class PolyGRAD(Saving):
         :param progress_bar: show one
         :return: the model
         """
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self._means.flush()  # for whoever looks into the logger
+        return self

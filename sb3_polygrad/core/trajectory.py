@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch as th
@@ -32,6 +33,11 @@ class Trajectory(NamedTuple):
     def horizon(self) -> int:
         """Number of steps."""
         return self.actions.shape[1]
+
+
+def all_finite(tensors: Iterable[th.Tensor]) -> bool:
+    """Whether no value is NaN or infinite; the device is asked once for all of them."""
+    return bool(th.stack([th.isfinite(tensor).all() for tensor in tensors]).all())
 
 
 def mask_after_ending(terminals: th.Tensor) -> th.Tensor:

@@ -15,6 +15,11 @@ def _zeros(*shape: int) -> th.Tensor:
     return th.from_numpy(np.zeros(shape, dtype=np.float32))
 
 
+def _as_float32(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
+        return np.asarray(values, dtype=np.float32).reshape(shape)
+
+
 class TrajectoryBuffer:
     """
     The last ``buffer_size`` real steps, in the order in which they happened, one ring per environment.
@@ -104,26 +109,26 @@ class TrajectoryBuffer:
         :raises ValueError: if an observation, action or reward is not finite; nothing is stored then
         """
         steps = {
-            "observation": self._to_tensor(observations, (self.n_envs, self.obs_dim)),
-            "next observation": self._to_tensor(next_observations, (self.n_envs, self.obs_dim)),
-            "action": self._to_tensor(actions, (self.n_envs, self.action_dim)),
-            "reward": self._to_tensor(rewards, (self.n_envs, 1)),
+            "observation": _as_float32(observations, (self.n_envs, self.obs_dim)),
+            "next observation": _as_float32(next_observations, (self.n_envs, self.obs_dim)),
+            "action": _as_float32(actions, (self.n_envs, self.action_dim)),
+            "reward": _as_float32(rewards, (self.n_envs, 1)),
         }
         for name, values in steps.items():
-            finite = th.isfinite(values).all(dim=1)
+            finite = np.isfinite(values).all(axis=1)
             if not finite.all():
-                index = int(finite.logical_not().nonzero()[0])
+                index = int(finite.argmin())
                 raise ValueError(
                     f"the environment (index {index}) produced a {name} that is NaN or infinite: {values[index].tolist()}. "
                     "The step was not stored. Find its cause with stable_baselines3.common.vec_env.VecCheckNan."
                 )
 
         slots = slice(self.position * self.n_envs, (self.position + 1) * self.n_envs)
-        self.observations[slots] = steps["observation"]
-        self.next_observations[slots] = steps["next observation"]
-        self.actions[slots] = steps["action"]
-        self.rewards[slots] = steps["reward"].squeeze(1)
-        self.terminals[slots] = self._to_tensor(terminated, (self.n_envs,))
+        self.observations[slots] = th.from_numpy(steps["observation"])
+        self.next_observations[slots] = th.from_numpy(steps["next observation"])
+        self.actions[slots] = th.from_numpy(steps["action"])
+        self.rewards[slots] = th.from_numpy(steps["reward"][:, 0])
+        self.terminals[slots] = th.from_numpy(_as_float32(terminated, (self.n_envs,)))
         if simulator_states is not None:
             if self.simulator_states is None:
                 self.simulator_states = np.full((self.capacity * self.n_envs, simulator_states.shape[1]), np.nan)
@@ -145,10 +150,6 @@ class TrajectoryBuffer:
     def interrupt(self) -> None:
         """Say that the episodes under way will not go on (the environments are reset): no window crosses this moment."""
         self._episode_steps[:] = 0
-
-    def _to_tensor(self, values: np.ndarray, shape: tuple[int, ...]) -> th.Tensor:
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
-            return th.as_tensor(np.asarray(values, dtype=np.float32).reshape(shape), device=self.device)
 
     def _allow_starts(self, env_index: int, terminated: bool) -> None:
         """After a step of one environment: the starts whose window is now complete."""

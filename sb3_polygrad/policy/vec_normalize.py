@@ -10,10 +10,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 class VecNormalizeView:
     """
-    Applies the present statistics of a ``VecNormalize`` wrapper to tensors.
+    Applies the statistics of a ``VecNormalize`` wrapper to tensors, as they were at the latest :meth:`refresh`.
 
     The world model lives in the environment's units; a policy trained under ``VecNormalize`` sees normalised observations
-    and rewards. Without a wrapper (None) nothing is changed.
+    and rewards. Without a wrapper (None) nothing is changed. The view's tensors stay where they are when refreshed.
 
     :param wrapper: the wrapper of the training environment, or None
     :param device: device of the tensors
@@ -22,19 +22,27 @@ class VecNormalizeView:
     def __init__(self, wrapper: VecNormalize | None, device: th.device) -> None:
         self.wrapper = wrapper
         self.mean = self.std = th.zeros(0)
-        self.reward_scale = 1.0
+        self.reward_scale = th.ones((), device=device)
+        if wrapper is not None and wrapper.norm_obs:
+            n = int(np.prod(wrapper.observation_space.shape))  # type: ignore[arg-type]
+            self.mean, self.std = th.zeros(n, device=device), th.ones(n, device=device)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the wrapper's present statistics."""
+        wrapper = self.wrapper
         if wrapper is None:
             return
         if wrapper.norm_obs:
             statistics = wrapper.obs_rms
             assert isinstance(statistics, RunningMeanStd), "Dict observations are refused at construction"
-            self.mean = self._tensor(statistics.mean, device)
-            self.std = self._tensor(np.sqrt(statistics.var + wrapper.epsilon), device)
-        self.reward_scale = float(np.sqrt(wrapper.ret_rms.var + wrapper.epsilon))
+            self._write(self.mean, statistics.mean)
+            self._write(self.std, np.sqrt(statistics.var + wrapper.epsilon))
+        self._write(self.reward_scale, np.sqrt(wrapper.ret_rms.var + wrapper.epsilon))
 
     @staticmethod
-    def _tensor(values: np.ndarray, device: th.device) -> th.Tensor:
-        return th.as_tensor(np.asarray(values, dtype=np.float32).reshape(-1), device=device)
+    def _write(tensor: th.Tensor, values: np.ndarray | float) -> None:
+        tensor.copy_(th.as_tensor(np.asarray(values, dtype=np.float32).reshape(tensor.shape)))
 
     def observations(self, observations: th.Tensor) -> th.Tensor:
         """Environment units ``(..., obs_dim)`` to what the policy sees."""
