@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
+from sb3_polygrad.core.transfer import to_device
 
 
 def _zeros(*shape: int) -> th.Tensor:
@@ -124,11 +125,11 @@ class TrajectoryBuffer:
                 )
 
         slots = slice(self.position * self.n_envs, (self.position + 1) * self.n_envs)
-        self.observations[slots] = th.from_numpy(steps["observation"])
-        self.next_observations[slots] = th.from_numpy(steps["next observation"])
-        self.actions[slots] = th.from_numpy(steps["action"])
-        self.rewards[slots] = th.from_numpy(steps["reward"][:, 0])
-        self.terminals[slots] = th.from_numpy(_as_float32(terminated, (self.n_envs,)))
+        self.observations[slots] = to_device(steps["observation"], self.device)
+        self.next_observations[slots] = to_device(steps["next observation"], self.device)
+        self.actions[slots] = to_device(steps["action"], self.device)
+        self.rewards[slots] = to_device(steps["reward"][:, 0], self.device)
+        self.terminals[slots] = to_device(_as_float32(terminated, (self.n_envs,)), self.device)
         if simulator_states is not None:
             if self.simulator_states is None:
                 self.simulator_states = np.full((self.capacity * self.n_envs, simulator_states.shape[1]), np.nan)
@@ -188,7 +189,7 @@ class TrajectoryBuffer:
                 "collect more steps, or pass a smaller horizon (episodes cut by a time limit must be at least that long)"
             )
         chosen = th.randint(self._n_starts, (batch_size,)).numpy()
-        return self.windows(th.as_tensor(self._starts[chosen], device=self.device))
+        return self.windows(to_device(self._starts[chosen], self.device))
 
     def windows(self, starts: th.Tensor) -> Trajectory:
         """
@@ -217,7 +218,7 @@ class TrajectoryBuffer:
         """
         if len(self) == 0:
             raise ValueError("the buffer is empty: collect real steps before imagining from them")
-        return self.observations[th.randint(len(self), (batch_size,)).to(self.device)]
+        return self.observations[to_device(th.randint(len(self), (batch_size,)), self.device)]
 
     def latest(self, n_steps: int) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -229,7 +230,7 @@ class TrajectoryBuffer:
         """
         n_steps = min(n_steps, len(self) // self.n_envs)
         positions = (self.position - 1 - th.arange(n_steps)) % self.capacity
-        slots = (positions[:, None] * self.n_envs + th.arange(self.n_envs)).flatten().to(self.device)
+        slots = to_device((positions[:, None] * self.n_envs + th.arange(self.n_envs)).flatten(), self.device)
         outcomes = th.stack([self.rewards[slots], self.terminals[slots]], dim=1)
         return self.observations[slots], self.next_observations[slots], self.actions[slots], outcomes
 

@@ -7,6 +7,8 @@ import torch as th
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_polygrad.core.transfer import to_device
+
 
 class VecNormalizeView:
     """
@@ -28,6 +30,11 @@ class VecNormalizeView:
             self.mean, self.std = th.zeros(n, device=device), th.ones(n, device=device)
         self.refresh()
 
+    @property
+    def settings(self) -> tuple[bool, float] | None:
+        """What :meth:`observations` does with them: whether it normalises, and where it clips."""
+        return None if self.wrapper is None else (self.wrapper.norm_obs, self.wrapper.clip_obs)
+
     def refresh(self) -> None:
         """Take the wrapper's present statistics."""
         wrapper = self.wrapper
@@ -42,7 +49,7 @@ class VecNormalizeView:
 
     @staticmethod
     def _write(tensor: th.Tensor, values: np.ndarray | float) -> None:
-        tensor.copy_(th.as_tensor(np.asarray(values, dtype=np.float32).reshape(tensor.shape)))
+        tensor.copy_(to_device(np.asarray(values, dtype=np.float32).reshape(tensor.shape), tensor.device))
 
     def observations(self, observations: th.Tensor) -> th.Tensor:
         """Environment units ``(..., obs_dim)`` to what the policy sees."""
