@@ -68,10 +68,9 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
 
 def _check_types(model: PolyGRAD) -> None:
     """Whole numbers and numbers, said by name."""
-    for name in INTEGERS:
-        if isinstance(getattr(model, name), bool) or not isinstance(getattr(model, name), (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {getattr(model, name)!r}")
-    for name, value in (("stats_window_size", model._stats_window_size), ("seed", 0 if model.seed is None else model.seed)):
+    integers = {name: getattr(model, name) for name in INTEGERS}
+    seed = 0 if model.seed is None else model.seed
+    for name, value in {**integers, "stats_window_size": model._stats_window_size, "seed": seed}.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"{name} must be an integer, got {value!r}")
     for name in NUMBERS:
@@ -89,8 +88,9 @@ def _check_types(model: PolyGRAD) -> None:
             )
         if not is_number(value(1.0) if callable(value) else value):
             raise TypeError(f"{name} must be a number or a schedule, got {value!r}")
-    if not isinstance(model.normalize_advantage, (bool, np.bool_)):
-        raise TypeError(f"normalize_advantage must be True or False, got {model.normalize_advantage!r}")
+    for name in ("normalize_advantage", "cuda_graphs"):
+        if not isinstance(getattr(model, name), (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {getattr(model, name)!r}")
     if not isinstance(model.world_model_name, str) and not callable(model.world_model_name):
         raise TypeError(f"world_model must be a name, or a class or function that builds one, got {model.world_model_name!r}")
     if not isinstance(model.policy_kwargs, dict):

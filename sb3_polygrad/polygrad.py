@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.distributions import Normal
 
 from sb3_polygrad.checks import check_arguments, check_spaces
+from sb3_polygrad.core.capture import Captured
 from sb3_polygrad.core.controllers import adapted_share
 from sb3_polygrad.core.on_policy import action_diagnostics, action_std, standardized_actions
 from sb3_polygrad.core.pace import PaceWarning
@@ -79,6 +80,7 @@ class PolyGRAD(Saving):
         class or function that builds a world model
     :param world_model_kwargs: its settings: the keyword arguments of its builder, see
         :data:`~sb3_polygrad.world_models.factory.BUILDERS`
+    :param cuda_graphs: on a GPU, run imagination and the fitting of the world model as CUDA graphs
     :param stats_window_size: episodes over which the logged return is averaged
     :param tensorboard_log: folder for tensorboard
     :param policy_kwargs: arguments of the policy
@@ -125,6 +127,7 @@ class PolyGRAD(Saving):
         policy_update: str = "ppo",
         world_model: str | Callable[..., WorldModel] = "diffusion",
         world_model_kwargs: Mapping[str, Any] | None = None,
+        cuda_graphs: bool = True,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -176,6 +179,7 @@ class PolyGRAD(Saving):
         if not isinstance(world_model_kwargs, (Mapping, type(None))):
             raise TypeError(f"world_model_kwargs must be a mapping, got {world_model_kwargs!r}")
         self.world_model_kwargs = dict(world_model_kwargs or {})
+        self.cuda_graphs = cuda_graphs
         self._n_updates = 0
         self._learning_rate_share = 1.0  # of the schedule
         # Real steps per environment that the world model's statistics have not seen, gradient steps that it has not taken.
@@ -219,6 +223,8 @@ class PolyGRAD(Saving):
         self.world_model = build_world_model(
             self.world_model_name, obs_dim, action_low, action_high, self.horizon, self.world_model_kwargs
         ).to(self.device)
+        self.world_model.cuda_graphs = self.cuda_graphs
+        self._imagining = Captured(self._imagine_from, self._imagined_by)
         self.replay_buffer = TrajectoryBuffer(
             self.buffer_size, obs_dim, len(action_low), self.world_model.window, self.n_envs, self.device
         )
@@ -415,8 +421,21 @@ class PolyGRAD(Saving):
             raise ValueError(f"start has {len(start)} observations, but n_trajectories={n_trajectories}: they must agree")
         self.policy.set_training_mode(False)
         self.world_model.eval()
-        view = self._view
+        start, view = start.to(self.device), self._view
+        if not (self.cuda_graphs and self.world_model.capturable):
+            return self._imagine_from(start)
+        return self._imagining(start, key=view.settings)
+
+    def _imagine_from(self, start: th.Tensor) -> Trajectory:
+        view = self._kept_view
+        assert view is not None
         return self.world_model.imagine(start, lambda observations: self._distribution(view.observations(observations)))
+
+    def _imagined_by(self) -> list[th.Tensor]:
+        """All tensors that an imagined batch depends on, besides its start."""
+        assert self._kept_view is not None
+        policy = (*self.policy.parameters(), *self.policy.buffers(), self._kept_view.mean, self._kept_view.std)
+        return [*self.world_model.imagined_by(), *policy]
 
     def standardized_actions(self, trajectory: Trajectory) -> th.Tensor:
         """

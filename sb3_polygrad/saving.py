@@ -55,7 +55,7 @@ class Saving(OnPolicyAlgorithm):
     _in_step: bool
 
     def _excluded_save_params(self) -> list[str]:
-        of_this_process = ("_pace", "_kept_view", "_last_original_obs", "_in_step")
+        of_this_process = ("_pace", "_kept_view", "_imagining", "_last_original_obs", "_in_step")
         return [*super()._excluded_save_params(), "world_model", *of_this_process]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_polygrad import PolyGRAD
 from sb3_polygrad.core.on_policy import action_diagnostics
@@ -24,6 +21,7 @@ from sb3_polygrad.policy import deferred_means
 from sb3_polygrad.policy.deferred_means import DeferredMeans
 from sb3_polygrad.policy.update import A2CUpdate, LossSettings, PPOUpdate
 from sb3_polygrad.world_models.factory import BUILDERS
+from tests.graphs import asking_is_an_error
 from tests.test_polygrad import VARIANTS, recorded
 from tests.test_update import Bandit
 from tests.toys import PointEnv, equal_trees, tiny_model
@@ -92,35 +90,12 @@ def test_other_optimisers_skip_as_well(kind: type[th.optim.Optimizer]) -> None:
 # ---------------------------------------------------------------------- what is asked of the device
 
 
-class NoLooking(TorchDispatchMode):
-    """Where a GPU would make the host wait for a value, there is an error."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put_") and any(index is not None and index.dtype == th.bool for index in args[1])
-        looks = by_mask or name in ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique")
-        assert not looks, f"the host asks by {name}"
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def looking_is_an_error() -> Iterator[None]:
-    with NoLooking():
-        yield
-
-
-def test_looking_is_noticed() -> None:
-    for look in (bool, float, lambda x: x.expand(3)[x.expand(3) > 0.0]):
-        with pytest.raises(AssertionError, match="the host asks"), looking_is_an_error():
-            look(th.ones(()))
-
-
 @pytest.mark.parametrize("world_model", BUILDERS)
 def test_fitting_asks_nothing(world_model: str) -> None:
     model = PolyGRAD("MlpPolicy", PointEnv(length=50), world_model=world_model, horizon=4, learning_starts=64, device="cpu")
     model.learn(64, log_interval=10**9)
     batch = model.replay_buffer.sample(16)
-    with looking_is_an_error():
+    with asking_is_an_error():
         model.world_model.fit(batch)
 
 
@@ -128,7 +103,7 @@ def test_fitting_asks_nothing(world_model: str) -> None:
 def test_imagining_asks_nothing(name: str) -> None:
     model = tiny_model(VecNormalize(make_vec_env(PointEnv, 1)), **VARIANTS[name]).learn(80)
     start = model.replay_buffer.sample_observations(8)
-    with looking_is_an_error():
+    with asking_is_an_error():
         trajectory = model.imagine(8, start)
         standardized = model.standardized_actions(trajectory)
         action_diagnostics(standardized, trajectory)
@@ -144,7 +119,7 @@ def bandit() -> Bandit:
 def test_updates_ask_nothing(update: A2CUpdate | PPOUpdate) -> None:
     each = bandit()
     batch = each.batch([1.0, 2.0, 3.0], [1.0, -1.0, 1.0])
-    with looking_is_an_error():
+    with asking_is_an_error():
         update(each.learner(), batch, LossSettings(0.0, 0.5, 1.0, True))
 
 

@@ -54,6 +54,10 @@ class BFloat16Copy:
         for own, theirs in self._pairs:
             own.copy_(theirs)
 
+    def tensors(self) -> list[th.Tensor]:
+        """The copy's own weights and buffers, none before it is made."""
+        return [own for own, _ in self._pairs]
+
     def _make(self) -> None:
         self._copy, self._pairs = copy.deepcopy(self.network), []
         for name, layer in self.network.named_modules():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch as th
 
+from sb3_polygrad.core.capture import is_captured
+
 
 def step_if(usable: th.Tensor, optimizer: th.optim.Optimizer) -> None:
     """
@@ -19,11 +21,17 @@ def step_if(usable: th.Tensor, optimizer: th.optim.Optimizer) -> None:
         if usable:
             optimizer.step()
         return
+    groups = optimizer.param_groups
+    said = [group["capturable"] for group in groups]
     optimizer.found_inf = usable.logical_not().float()  # type: ignore[attr-defined]
     try:
+        for group in groups:  # torch wants it said while it is captured, and warns of it otherwise
+            group["capturable"] = is_captured()
         optimizer.step()
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]
+        for group, capturable in zip(groups, said, strict=True):
+            group["capturable"] = capturable
 
 
 def decides_on_device(optimizer: th.optim.Optimizer) -> bool:

@@ -9,6 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_polygrad.core.normalizer import RunningNormalizer
+from sb3_polygrad.core.precision import tensor_cores
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.diffusion.draws import draw
 from sb3_polygrad.world_models.base import Context, PolicyFn
@@ -86,6 +87,7 @@ class AutoregressiveWorldModel(StandardizedWorldModel):
         """
 
     @th.no_grad()
+    @tensor_cores()
     def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
         """See :meth:`WorldModel.imagine`."""
         self._check_fitted()

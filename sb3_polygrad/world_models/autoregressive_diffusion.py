@@ -62,7 +62,7 @@ class AutoregressiveDiffusionWorldModel(AutoregressiveWorldModel):
 
         return conditioned
 
-    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+    def _fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`."""
         steps = self._steps(batch).flat()
         clean = th.cat([steps.targets, self._standardized_ending(steps.terminals)], dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch as th
 from torch import nn
@@ -41,6 +41,10 @@ class WorldModel(nn.Module, ABC):
     :param horizon: steps of the trajectories that it imagines, of the windows it is fitted on, too, unless it says so
     """
 
+    capturable: ClassVar[bool] = False
+    """Whether :meth:`imagine` may be replayed as a CUDA graph: see :class:`~sb3_polygrad.core.capture.Captured`."""
+    cuda_graphs: bool = True
+    """Whether CUDA graphs are wanted; a model that captures its :meth:`fit` looks at it."""
     optimizer: th.optim.Optimizer
     window: int
     """Steps of the windows that :meth:`fit` takes."""
@@ -49,6 +53,10 @@ class WorldModel(nn.Module, ABC):
         super().__init__()
         self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
         self.window = horizon
+
+    def imagined_by(self) -> list[th.Tensor]:
+        """All tensors that :meth:`imagine` depends on besides its arguments."""
+        return [*self.parameters(), *self.buffers()]
 
     @abstractmethod
     def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from sb3_polygrad.core.bfloat16 import BFloat16Copy
 from sb3_polygrad.core.normalizer import RunningNormalizer
+from sb3_polygrad.core.precision import tensor_cores
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.diffusion.base import Sampler, Task
@@ -63,13 +64,17 @@ class DiffusionWorldModel(StandardizedWorldModel):
         """
         self._fast = BFloat16Copy(self.average.module) if dtype == th.bfloat16 else None
 
+    def imagined_by(self) -> list[th.Tensor]:
+        """See :meth:`WorldModel.imagined_by`."""
+        return super().imagined_by() + ([] if self._fast is None else self._fast.tensors())
+
     def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
         """See :meth:`WorldModel.observe`."""
         super().observe(observations, next_observations, actions, outcomes)
         self.change_normalizer.update(next_observations - observations)
         self.denoiser.observe_changes(self.change_normalizer.std / self.state_normalizer.std)
 
-    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+    def _fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`; Algorithm 1, lines 3 to 6."""
         clean = self._encode(batch) / self.denoiser.units
         # After an ending the window repeats the last action. Departs from the release, which shows the repetition to the
@@ -82,6 +87,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
         return self._learn(self.denoiser, loss)
 
     @th.no_grad()
+    @tensor_cores()
     def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
         """See :meth:`WorldModel.imagine`; Algorithm 2. The context is left aside."""
         self._check_fitted()

@@ -133,7 +133,7 @@ class EnsembleWorldModel(AutoregressiveWorldModel):
         self.register_buffer("held_out_loss", th.zeros(n_members))
         self._will_learn(network)
 
-    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+    def _fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`; the loss is the negative log likelihood."""
         steps = self._steps(batch).flat()
         happened, held = batch.mask.flatten(), held_out(batch, self.held_out_share).flatten()

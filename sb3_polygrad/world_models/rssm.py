@@ -216,7 +216,7 @@ class RSSMWorldModel(AutoregressiveWorldModel):
         self.reconstruction_weight = reconstruction_weight
         self._will_learn(network)
 
-    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+    def _fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`."""
         batch = Trajectory(*(tensor[: self.fit_windows] for tensor in batch))
         states, rewards, _ = self._encode(batch).split([self.obs_dim, 1, 1], dim=-1)

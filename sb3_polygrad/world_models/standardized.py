@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
 
 import torch as th
 from torch import nn
 
 from sb3_polygrad.core.averaging import ExponentialAverage
+from sb3_polygrad.core.capture import Captured
 from sb3_polygrad.core.normalizer import RunningNormalizer
 from sb3_polygrad.core.optimizing import step_if
+from sb3_polygrad.core.precision import tensor_cores
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.world_models.base import WorldModel
 
@@ -76,6 +78,7 @@ class StandardizedWorldModel(WorldModel, ABC):
     :param bound_margin: imagined values stay within what was really seen, widened by this share on each side
     """
 
+    capturable: ClassVar[bool] = True
     ending_is_probability = True
     """Whether the last channel of an imagined state is the probability of an ending, which is then drawn, or a draw itself."""
     fitted: th.Tensor
@@ -122,6 +125,36 @@ class StandardizedWorldModel(WorldModel, ABC):
         """Set up the optimiser and the average of the network that learns; to be called once it is there."""
         self.average = ExponentialAverage(network, self.settings.ema_decay)
         self.optimizer = th.optim.Adam(network.parameters(), lr=self.settings.learning_rate, fused=True)
+        self._captured_fit = Captured(self._fit_tensors, self._learnt_tensors)
+
+    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+        """See :meth:`WorldModel.fit`; on a GPU a CUDA graph, with TF32 (see :func:`tensor_cores`)."""
+        with tensor_cores():
+            if self.cuda_graphs:
+                rates = tuple(group["lr"] for group in self.optimizer.param_groups)
+                metrics = self._captured_fit(*batch, key=(self.settings, rates, self._is_averaging, self.average.started))
+            else:
+                metrics = self._fit(batch)
+        self._n_fitted += 1
+        return metrics
+
+    @abstractmethod
+    def _fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+        """:meth:`fit` itself: a loss, and :meth:`_learn`."""
+
+    def _fit_tensors(self, *batch: th.Tensor) -> dict[str, th.Tensor]:
+        return self._fit(Trajectory(*batch))
+
+    def _learnt_tensors(self) -> list[th.Tensor]:
+        """Where the optimiser reads and writes; the rest of the model only moves together with its parameters."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        states = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, th.Tensor)]
+        return [*parameters, *states]
+
+    @property
+    def _is_averaging(self) -> bool:
+        """Whether the present gradient step moves the average."""
+        return self._n_fitted % self.settings.ema_every == 0
 
     def _learn(self, network: nn.Module, loss: th.Tensor) -> dict[str, th.Tensor]:
         """One gradient step of the network, and of its average; returns what every ``fit`` logs."""
@@ -130,10 +163,9 @@ class StandardizedWorldModel(WorldModel, ABC):
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.settings.max_grad_norm)
         usable = th.isfinite(norm)
         step_if(usable, self.optimizer)  # else no trace is left in network or optimiser
-        if self._n_fitted % self.settings.ema_every == 0:
+        if self._is_averaging:
             self.average.update_parameters(network)
         self.fitted += 1.0
-        self._n_fitted += 1
         return {"loss": loss.detach(), "skipped": 1.0 - usable.float()}
 
     # ------------------------------------------------------------------ units

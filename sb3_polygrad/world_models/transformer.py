@@ -75,7 +75,7 @@ class TransformerWorldModel(AutoregressiveWorldModel):
         self.fit_windows = fit_windows
         self._will_learn(network)
 
-    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+    def _fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`."""
         batch = Trajectory(*(tensor[: self.fit_windows] for tensor in batch))
         steps = self._steps(batch)
