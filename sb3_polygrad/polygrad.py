@@ -473,7 +473,7 @@ class PolyGRAD(Saving):
 
         :return: what was faulty throughout, if anything was; nothing was learnt then
         """
-        if not all_finite(trajectory):  # the one time in an update that the host waits for the device
+        if not all_finite(trajectory):  # the one time within an update that the host waits for the device
             self.logger.record_mean("imagination/skipped", 1.0)
             return "the imagined trajectories"
         self.logger.record_mean("imagination/skipped", 0.0)
