@@ -20,10 +20,13 @@ class Operations(TorchDispatchMode):
     """
     Takes down all operations, forward and backward, with the tensors that they read and wrote, and does them again on the
     same memory. As in the capture of a CUDA graph, the host may not ask for values, nor bring new ones to the device.
+
+    :param may_bring: let the host bring values, which it need not wait for
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_bring: bool = False) -> None:
         super().__init__()
+        self.may_bring = may_bring
         self.done: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -31,7 +34,7 @@ class Operations(TorchDispatchMode):
         by_mask = name in ("index", "index_put_") and any(index is not None and index.dtype == th.bool for index in args[1])
         if by_mask or name in ASKING:
             raise RuntimeError(f"the host asks by {name}")
-        if name == "lift_fresh":
+        if name == "lift_fresh" and not self.may_bring:
             raise RuntimeError("the host brings values of its own")
         out = func(*args, **(kwargs or {}))
         self.done.append((func, args, kwargs or {}, out))
@@ -81,6 +84,6 @@ def recorded_graph(function: Callable[..., Any], inputs: tuple[th.Tensor, ...]) 
 
 @contextmanager
 def asking_is_an_error() -> Iterator[None]:
-    """Within, the host may ask for no value."""
-    with Operations():
+    """Within, the host may ask for no value, but bring some."""
+    with Operations(may_bring=True):
         yield
