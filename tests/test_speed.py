@@ -40,6 +40,7 @@ def test_every_part_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert set(loop["milliseconds_per_step"]) == {*speed.PARTS, "rest"}
     assert sum(loop["milliseconds_per_step"].values()) == pytest.approx(1e3 / loop["steps_per_second"])
     assert all(value >= 0.0 for value in loop["milliseconds_per_step"].values())
+    assert facts["loop_without_arithmetic"]["steps"] == 40
     assert sum(facts["kinds"].values()) == pytest.approx(1.0) and facts["kinds"]["matrix products"] > 0.0
     assert [row["sampler"] for row in facts["growth"]] == ["staggered", "policy_guided"]
     assert facts["peak_memory_gib"]["process"] > 0.0

@@ -14,10 +14,10 @@ writes ``<out>.csv``, a row per part, and ``<out>.json`` with the rest, and prin
 ``gflops`` counts the matrix products of a part, ``rate`` is that by its time, in GFLOP/s, and ``gemm_rate`` what square
 layers of the network's width reach on their own, measured right before and after it. ``share`` is their ratio.
 
-The json adds hours for a million real steps as the parts add up,
-peak memory, how imagining grows with horizon and batch, and the whole loop on the real environment: real steps per second, the
-time of every part of it, and the processor's time by kind of operation (torch's profiler, in a run of its own since it slows
-what it watches; CPU only). With ``--compile`` also what ``torch.compile`` would bring.
+The json adds hours for a million real steps as the parts add up, peak memory, how imagining grows with horizon and batch, and
+the whole loop on the real environment: real steps per second, the time of every part of it, the same with next to no numbers
+in the batches (what is left is not arithmetic), and the processor's time by kind of operation (torch's profiler, in a run of
+its own since it slows what it watches, Python most of all; CPU only). ``--compile`` adds what ``torch.compile`` would bring.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ PARTS = {
     "learn": "_learn_from",
 }
 """Parts of the loop and the methods that do them: the environment's first, the rest of :class:`PolyGRAD`."""
+EMPTY: dict[str, Any] = {
+    **{"n_imagined": 2, "batch_size": 2, "world_model_kwargs": {"width": 8}},
+    "policy_kwargs": {"net_arch": [8, 8]},
+}
+"""The same operations with next to no data in them: what is left of the time is Python, dispatch and the environment."""
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
     "activations and norms": ("elu", "layer_norm", "relu", "threshold", "clamp_min", "tanh", "silu", "gelu"),
@@ -160,15 +165,16 @@ def growth(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def running(args: argparse.Namespace) -> PolyGRAD:
+def running(args: argparse.Namespace, **overrides: Any) -> PolyGRAD:
     """A default PolyGRAD past its random steps."""
-    model = PolyGRAD("MlpPolicy", args.env, seed=0, device=args.device, **load_hyperparams("polygrad", args.env) | args.kwargs)
+    kwargs = load_hyperparams("polygrad", args.env) | args.kwargs | overrides
+    model = PolyGRAD("MlpPolicy", args.env, seed=0, device=args.device, **kwargs)
     return model.learn(model.learning_starts + 2 * model.n_steps)
 
 
-def loop(args: argparse.Namespace) -> dict[str, Any]:
+def loop(args: argparse.Namespace, **overrides: Any) -> dict[str, Any]:
     """Real steps per second of the whole loop, and milliseconds per real step of its parts, on the clock and the processor."""
-    model = running(args)
+    model = running(args, **overrides)
     spent: dict[str, float] = defaultdict(float)
 
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -276,7 +282,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000, help="real steps of the whole loop; 0 leaves it out")
     parser.add_argument("--profiled-steps", type=int, default=100, help="of the loop under the profiler; 0 leaves it out")
     parser.add_argument("--horizons", type=int, nargs="*", default=[10, 50, 200], help="for the growth; none leaves it out")
-    parser.add_argument("--batches", type=int, nargs="*", default=[256, 1024, 4096], help="for the growth")
+    parser.add_argument("--batches", type=int, nargs="*", default=[256, 1024], help="for the growth")
     parser.add_argument("--compile", action="store_true", help="measure what torch.compile would bring, too")
     parser.add_argument("--kwargs", type=json.loads, default={}, help="further constructor arguments as json")
     parser.add_argument("--device", default="cpu")
@@ -304,14 +310,14 @@ def main() -> None:
             note()
     note(hours_per_million_steps=hours_per_million(rows, args))
     if args.steps:
-        note(loop=loop(args))
+        note(loop=loop(args), loop_without_arithmetic=loop(args, **EMPTY))
     if args.profiled_steps and args.device == "cpu":
         note(kinds=kinds(args))
     if args.compile:
         note(compiled=compiled(args))
     note(growth=growth(args), peak_memory_gib=peak_memory(args.device))
     print(table(rows))
-    for key in ("hours_per_million_steps", "loop", "kinds", "compiled", "peak_memory_gib"):
+    for key in ("hours_per_million_steps", "loop", "loop_without_arithmetic", "kinds", "compiled", "peak_memory_gib"):
         print(key, facts.get(key))
 
 
