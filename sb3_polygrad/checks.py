@@ -165,4 +165,5 @@ def check_arguments(model: PolyGRAD) -> None:
     if model.gradient_steps < 1 and model.gradient_steps != -1:
         raise ValueError(f"gradient_steps must be -1 (as many as real steps) or at least 1, got {model.gradient_steps}")
     _check_numbers(model)
-    choose("policy_update", model.policy_update, ("a2c", "ppo"))
+    if model.policy_update is not None:
+        choose("policy_update", model.policy_update, ("pathwise", "ppo", "a2c"))

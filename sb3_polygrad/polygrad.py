@@ -28,7 +28,7 @@ from sb3_polygrad.policy.deferred_means import DeferredMeans
 from sb3_polygrad.policy.imagined_rollout_buffer import ImaginedRolloutBuffer
 from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.policy.real_steps import has_simulator_states, simulator_states, true_successors
-from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PolicyUpdate, PPOUpdate
+from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PathwiseUpdate, PolicyUpdate, PPOUpdate
 from sb3_polygrad.policy.vec_normalize import VecNormalizeView
 from sb3_polygrad.saving import Saving
 from sb3_polygrad.world_models.base import WorldModel
@@ -75,7 +75,8 @@ class PolyGRAD(Saving):
     :param policy_learning_starts: real steps before the first update of the policy, if that is to be later
     :param horizon: steps per imagined trajectory
     :param n_imagined: trajectories imagined per update
-    :param policy_update: ``"ppo"``, or ``"a2c"`` as in the paper
+    :param policy_update: ``"pathwise"``, through the world model; ``"ppo"``; or ``"a2c"`` as in the paper. None for the first
+        where the world model has gradients (the default one has), else the second
     :param world_model: ``"diffusion"``, ``"ensemble"``, ``"transformer"``, ``"autoregressive_diffusion"``, ``"rssm"``, or a
         class or function that builds a world model
     :param world_model_kwargs: its settings: the keyword arguments of its builder, see
@@ -124,7 +125,7 @@ class PolyGRAD(Saving):
         policy_learning_starts: int = 0,
         horizon: int = 20,
         n_imagined: int = 128,
-        policy_update: str = "ppo",
+        policy_update: str | None = None,
         world_model: str | Callable[..., WorldModel] = "diffusion",
         world_model_kwargs: Mapping[str, Any] | None = None,
         cuda_graphs: bool = True,
@@ -223,6 +224,11 @@ class PolyGRAD(Saving):
         self.world_model = build_world_model(
             self.world_model_name, obs_dim, action_low, action_high, self.horizon, self.world_model_kwargs
         ).to(self.device)
+        if self.policy_update == "pathwise" and not self.world_model.differentiable:
+            raise ValueError(
+                f"policy_update='pathwise' needs gradients, which world_model={self.world_model_name!r} does not have with these "
+                "world_model_kwargs: choose policy_update='ppo', or leave it to the default"
+            )
         self.world_model.cuda_graphs = self.cuda_graphs
         self._imagining = Captured(self._imagine_from, self._imagined_by)
         self.replay_buffer = TrajectoryBuffer(
@@ -357,7 +363,7 @@ class PolyGRAD(Saving):
         fault = None
         buffer = self.replay_buffer
         if len(buffer) >= min(self.policy_learning_starts, buffer.capacity * buffer.n_envs):
-            fault = self._learn_from(self.imagine(self.n_imagined))
+            fault = self._learn_from(self._imagine_to_learn())
         # Asked for only now, when the device has nothing left to do.
         if fault is None and float(skipped_fits) == 1.0:
             fault = "the gradients of the world model"
@@ -426,6 +432,17 @@ class PolyGRAD(Saving):
             return self._imagine_from(start)
         return self._imagining(start, key=view.settings)
 
+    def _imagine_to_learn(self) -> Trajectory:
+        """Algorithm 3, line 7: with gradients, if the update wants them."""
+        if self._update_name != "pathwise":
+            return self.imagine(self.n_imagined)
+        self.policy.set_training_mode(True)
+        self.world_model.eval()
+        start, view = self.replay_buffer.sample_observations(self.n_imagined), self._view
+        return self.world_model.imagine_expected(
+            start.to(self.device), lambda observations: self._distribution(view.observations(observations))
+        )
+
     def _imagine_from(self, start: th.Tensor) -> Trajectory:
         view = self._kept_view
         assert view is not None
@@ -477,20 +494,30 @@ class PolyGRAD(Saving):
             self.logger.record_mean("imagination/skipped", 1.0)
             return "the imagined trajectories"
         self.logger.record_mean("imagination/skipped", 0.0)
-        view = self._view
+        view = self._kept_view  # as it was when this was imagined
+        assert view is not None
         observations, rewards = view.observations(trajectory.observations), view.rewards(trajectory.rewards)
         with th.no_grad():
             normal = self._distribution(observations[:, :-1])
             log_probs = normal.log_prob(trajectory.actions).sum(dim=-1)
-            values = self.policy.predict_target_values(self._to_policy(observations)).view(observations.shape[:2])
+        values = self.policy.predict_target_values(self._to_policy(observations)).view(observations.shape[:2])
         policy_observations = observations[:, :-1].unflatten(2, self.observation_space.shape)  # type: ignore[arg-type]
         self.rollout_buffer.fill(trajectory._replace(rewards=rewards), policy_observations, values, log_probs)
 
         policy = self.policy
         policy.set_training_mode(True)
-        learner = Learner(policy.evaluate_actions, policy.actor_parameters(), policy.critic_parameters(), policy.optimizer)
+        learner = Learner(
+            policy.evaluate_actions,
+            policy.predict_values,
+            lambda observations: policy.get_distribution(observations).entropy(),
+            policy.actor_parameters(),
+            policy.critic_parameters(),
+            policy.optimizer,
+        )
         settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
         metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
+        self.rollout_buffer.detach()
+        trajectory = Trajectory(*(tensor.detach() for tensor in trajectory))
         policy.update_critic_target()
         if self.learning_rate_adaptation > 0.0 and "step_scale" in metrics:
             self._learning_rate_share = adapted_share(
@@ -509,7 +536,7 @@ class PolyGRAD(Saving):
                 "reward_mean": (trajectory.rewards * trajectory.mask).sum() / n_steps,
                 "terminal_rate": (trajectory.terminals * trajectory.mask).sum() / n_steps,
                 "horizon_mean": n_steps / len(trajectory.mask),
-                "value_mean": values.mean(),
+                "value_mean": values.detach().mean(),
             },
         )
         if not all_finite(policy.parameters()):  # an optimiser's own doing
@@ -519,9 +546,17 @@ class PolyGRAD(Saving):
             )
         return "the gradients of policy and critic" if float(metrics["skipped"]) == 1.0 else None
 
+    @property
+    def _update_name(self) -> str:
+        if self.policy_update is None:
+            return "pathwise" if self.world_model.differentiable else "ppo"
+        return self.policy_update
+
     def _present_update(self) -> PolicyUpdate:
         """The policy update that was asked for, its schedule at the present progress."""
-        if self.policy_update == "a2c":
+        if self._update_name == "pathwise":
+            return PathwiseUpdate(self.n_epochs, self.n_minibatches)
+        if self._update_name == "a2c":
             # The learning rate never exceeds its schedule, neither by adaptation nor by the search.
             max_scale = min(3.0, 1.0 / self._learning_rate_share) if self.learning_rate_adaptation > 0.0 else 3.0
             return A2CUpdate(self.target_update, self.update_trials, max_scale)

@@ -145,10 +145,12 @@ def sample_polygrad_params(trial: Trial, n_actions: int, n_envs: int, additional
     trial.suggest_int("n_steps_pow", 2, 5)
     trial.suggest_int("n_imagined_pow", 6, 9)
     trial.suggest_int("horizon", 8, 24, step=4)
-    if trial.suggest_categorical("policy_update", ["ppo", "a2c"]) == "ppo":
+    update = trial.suggest_categorical("policy_update", ["pathwise", "ppo", "a2c"])
+    if update == "ppo":
         trial.suggest_float("clip_range", 0.05, 0.2, log=True)
+    if update in ("pathwise", "ppo"):
         trial.suggest_int("n_epochs", 2, 6)
-    else:
+    if update == "a2c":
         trial.suggest_float("target_update", 0.005, 0.05, log=True)
     trial.suggest_int("width_pow", 7, 9)
     trial.suggest_int("n_layers", 2, 6)

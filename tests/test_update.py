@@ -5,13 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch as th
 from torch import nn
 
 from sb3_polygrad.policy.samples import ImaginedRolloutBufferSamples
-from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PPOUpdate, masked_mean, scale_step, standardized
+from sb3_polygrad.policy.update import (
+    A2CUpdate,
+    Learner,
+    LossSettings,
+    PathwiseUpdate,
+    PPOUpdate,
+    masked_mean,
+    scale_step,
+    standardized,
+)
 from tests.toys import equal_trees
 
 LOSS = LossSettings(ent_coef=0.0, vf_coef=0.5, max_grad_norm=1e9, normalize_advantage=False)
@@ -39,10 +49,16 @@ class Bandit(nn.Module):
 
     def evaluate(self, observations: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         log_prob = -0.5 * (actions[:, 0] - self.mean) ** 2 - 0.5 * math.log(2 * math.pi)
-        return self.value.expand(len(actions), 1), log_prob, (self.mean * 0.0 + 1.0).expand(len(actions))
+        return self.values(observations), log_prob, self.entropies(observations)
 
     def learner(self) -> Learner:
-        return Learner(self.evaluate, [self.mean], [self.value], self.optimizer)
+        return Learner(self.evaluate, self.values, self.entropies, [self.mean], [self.value], self.optimizer)
+
+    def values(self, observations: th.Tensor) -> th.Tensor:
+        return self.value.expand(len(observations), 1)
+
+    def entropies(self, observations: th.Tensor) -> th.Tensor:
+        return (self.mean * 0.0 + 1.0).expand(len(observations))
 
     def batch(
         self, actions: list[float], advantages: list[float], mask: list[float] | None = None, **changes: list[float]
@@ -245,3 +261,68 @@ def test_ppo_stops_at_the_target_kl() -> None:
     batch.samples = batch.samples._replace(old_log_prob=batch.samples.old_log_prob - 0.5)
     PPOUpdate(target_kl=0.01, n_epochs=10, n_minibatches=1)(bandit.learner(), batch, LOSS)
     assert bandit.optimizer.state[bandit.mean]["step"] == 1
+
+
+# ---------------------------------------------------------------------- pathwise
+
+NOISE = [0.5, -1.0, 2.0]
+
+
+def pathwise_batch(bandit: Bandit, mask: list[float] | None = None) -> Batch:
+    """Actions ``mean + noise`` whose return is ``-(a - 1)^2``, differentiable."""
+    actions = bandit.mean + th.tensor(NOISE)
+    batch = bandit.batch(NOISE, [0.0] * 3, mask)
+    return Batch(batch.samples._replace(actions=actions[:, None], returns=-(actions - 1.0).square()))
+
+
+def test_pathwise_follows_the_gradient_of_the_returns() -> None:
+    # d/dμ mean(-(μ + z - 1)^2) at μ = 0 is -2 mean(z - 1), and the value at 0 moves towards the mean return.
+    bandit = Bandit()
+    metrics = PathwiseUpdate(n_epochs=1, n_minibatches=1)(bandit.learner(), pathwise_batch(bandit), LOSS)
+    returns = [-((z - 1.0) ** 2) for z in NOISE]
+    assert bandit.mean.item() == pytest.approx(-0.1 * 2.0 * sum(z - 1.0 for z in NOISE) / 3)
+    assert bandit.value.item() == pytest.approx(0.1 * 0.5 * 2.0 * sum(returns) / 3)
+    assert metrics["policy_loss"].item() == pytest.approx(-sum(returns) / 3) and metrics["skipped"] == 0.0
+
+
+def test_pathwise_counts_each_step_with_its_probability() -> None:
+    bandit, mask = Bandit(), [1.0, 0.5, 0.0]
+    PathwiseUpdate(n_epochs=1, n_minibatches=1)(bandit.learner(), pathwise_batch(bandit, mask), LOSS)
+    gradient = sum(w * -2.0 * (z - 1.0) for w, z in zip(mask, NOISE, strict=True)) / sum(mask)
+    assert bandit.mean.item() == pytest.approx(0.1 * gradient)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_pathwise_does_not_depend_on_the_units_of_rewards(scale: float) -> None:
+    means = []
+    for factor in (1.0, scale):
+        bandit = Bandit()
+        samples = pathwise_batch(bandit).samples
+        batch = Batch(samples._replace(returns=factor * samples.returns))
+        PathwiseUpdate()(bandit.learner(), batch, replace(LOSS, normalize_advantage=True))
+        means.append(bandit.mean.item())
+    assert means[0] == pytest.approx(means[1], rel=1e-4)
+
+
+def test_pathwise_fits_the_critic_in_minibatches_and_leaves_the_actor_alone() -> None:
+    bandit, n_steps = Bandit(), 0
+    batch = pathwise_batch(bandit)
+
+    def minibatches(size: int | None) -> Iterator[ImaginedRolloutBufferSamples]:
+        nonlocal n_steps
+        n_steps += size is not None
+        yield from batch(size)
+
+    one = Bandit()
+    PathwiseUpdate(n_epochs=1, n_minibatches=1)(one.learner(), pathwise_batch(one), LOSS)
+    PathwiseUpdate(n_epochs=3, n_minibatches=2)(bandit.learner(), minibatches, LOSS)
+    assert n_steps == 3 and bandit.mean.item() == one.mean.item()
+    assert bandit.value.item() < one.value.item() < 0.0, "more steps towards the returns, which are negative"
+
+
+def test_pathwise_steps_over_a_gradient_that_is_not_finite() -> None:
+    bandit = Bandit()
+    batch = pathwise_batch(bandit)
+    batch.samples = batch.samples._replace(returns=batch.samples.returns / 0.0)
+    metrics = PathwiseUpdate()(bandit.learner(), batch, LOSS)
+    assert metrics["skipped"] == 1.0 and bandit.mean.item() == 0.0 and bandit.value.item() == 0.0

@@ -97,7 +97,7 @@ class StaggeredSampler(nn.Module):
     def sample(self, task: Task) -> Sample:
         """See :class:`~sb3_polygrad.diffusion.base.Sampler`."""
         states = th.randn(len(task.first), self.horizon + 1, task.first.shape[1], device=task.first.device)
-        states[:, 0] = task.first
+        states = _replaced(states, 0, task.first[:, None])
         # Before anything is known, every state is taken for the first one; the first action is final already.
         actions = draw(task.policy(task.first[:, None]), task.noise)
         for m, begin, end in self._changing:
@@ -107,13 +107,20 @@ class StaggeredSampler(nn.Module):
             level = self.levels[m : m + 1, first:last]
             output = task.denoiser(states[:, first - 1 : last], task.condition(actions[:, steps]), level)
             clean = task.bound(output[:, 1:][:, begin - first :])
-            states[:, now] = self.clean_weight[m, now] * clean + self.noisy_weight[m, now] * states[:, now]
+            moved = self.clean_weight[m, now] * clean + self.noisy_weight[m, now] * states[:, now]
+            states = _replaced(states, begin, moved)
             # An action is drawn anew while its state still changes. (None is taken in the last state.)
             acting = slice(begin, min(last, self.horizon))
             if begin < self.horizon:
-                actions[:, acting] = draw(task.policy(clean[:, : acting.stop - begin]), task.noise[:, acting])
+                drawn = draw(task.policy(clean[:, : acting.stop - begin]), task.noise[:, acting])
+                actions = _replaced(actions, begin, drawn)
         return Sample(states, actions)
 
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """Nothing to tune."""
         return {}
+
+
+def _replaced(sequence: th.Tensor, begin: int, part: th.Tensor) -> th.Tensor:
+    """The sequence ``(batch, length, channels)`` with a part from ``begin`` on replaced; not in place, for the gradient's sake."""
+    return th.cat([sequence[:, :begin], part, sequence[:, begin + part.shape[1] :]], dim=1)

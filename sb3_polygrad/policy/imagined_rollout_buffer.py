@@ -70,13 +70,20 @@ class ImaginedRolloutBuffer(RolloutBuffer):
         alive = 1.0 - terminals
         next_values = th.cat([values[:, 1:], last_values[:, None]], dim=1)
         deltas = rewards + self.gamma * alive * next_values - values
-        advantages = th.empty_like(deltas)
+        going_on = self.gamma * self.gae_lambda * alive
         running = th.zeros_like(last_values)
-        for t in reversed(range(self.buffer_size)):
-            running = deltas[:, t] + self.gamma * self.gae_lambda * alive[:, t] * running
-            advantages[:, t] = running
+        backwards = []
+        for delta, weight in zip(reversed(deltas.unbind(dim=1)), reversed(going_on.unbind(dim=1)), strict=True):
+            running = th.addcmul(delta, weight, running)
+            backwards.append(running)
+        advantages = th.stack(backwards[::-1], dim=1)
         self.advantages = advantages  # type: ignore[assignment]
         self.returns = advantages + values  # type: ignore[assignment]
+
+    def detach(self) -> None:
+        """Let go of the gradients of what was imagined; the values stay."""
+        for name in ("observations", "actions", "rewards", "terminals", "mask", "values", "advantages", "returns"):
+            setattr(self, name, getattr(self, name).detach())
 
     def get(self, batch_size: int | None = None) -> Generator[ImaginedRolloutBufferSamples, None, None]:  # type: ignore[override]
         """

@@ -26,12 +26,16 @@ class Learner:
     What an update changes.
 
     :param evaluate: the policy's ``evaluate_actions``
+    :param values: observations to values ``(batch, 1)``
+    :param entropies: observations to entropies of the policy ``(batch,)``
     :param actor: parameters of the actor (first group of the optimiser)
     :param critic: parameters of the critic (second group)
     :param optimizer: of both
     """
 
     evaluate: Evaluate
+    values: Callable[[th.Tensor], th.Tensor]
+    entropies: Callable[[th.Tensor], th.Tensor | None]
     actor: Sequence[nn.Parameter]
     critic: Sequence[nn.Parameter]
     optimizer: th.optim.Optimizer
@@ -43,7 +47,7 @@ class LossSettings:
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
     :param max_grad_norm: bound on the gradient's norm, for actor and critic each
-    :param normalize_advantage: standardise advantages over each minibatch
+    :param normalize_advantage: standardise advantages over each minibatch; pathwise: divide returns by their standard deviation
     """
 
     ent_coef: float
@@ -57,10 +61,14 @@ def masked_mean(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1.0)
 
 
+def standard_deviation(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Standard deviation over the steps that happened."""
+    return masked_mean((values - masked_mean(values, mask)).square(), mask).sqrt()
+
+
 def standardized(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
     """Advantages with mean 0 and standard deviation 1 over the steps that happened."""
-    centered = advantages - masked_mean(advantages, mask)
-    return centered / (masked_mean(centered.square(), mask).sqrt() + 1e-8)
+    return (advantages - masked_mean(advantages, mask)) / (standard_deviation(advantages, mask) + 1e-8)
 
 
 def scale_step(
@@ -109,6 +117,23 @@ def scale_step(
     return scale, size
 
 
+def follow(learner: Learner, total: th.Tensor, max_grad_norm: float) -> th.Tensor:
+    """
+    One step of the optimiser.
+
+    :param learner: what to change
+    :param total: the loss
+    :param max_grad_norm: bound on the gradient's norm, for actor and critic each
+    :return: 1 if the step was skipped since the gradient was not finite, else 0
+    """
+    learner.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    norms = [nn.utils.clip_grad_norm_(parameters, max_grad_norm) for parameters in (learner.actor, learner.critic)]
+    usable = th.isfinite(th.stack(norms)).all()
+    step_if(usable, learner.optimizer)  # else no trace is left in parameters or optimiser
+    return 1.0 - usable.float()
+
+
 def gradient_step(
     learner: Learner,
     policy_loss: th.Tensor,
@@ -132,13 +157,9 @@ def gradient_step(
     assert entropy is not None, "imagination needs a policy whose entropy is known"
     entropy_loss = -masked_mean(entropy, samples.mask)
     total = policy_loss + loss.vf_coef * value_loss + loss.ent_coef * entropy_loss
-    learner.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norms = [nn.utils.clip_grad_norm_(parameters, loss.max_grad_norm) for parameters in (learner.actor, learner.critic)]
-    usable = th.isfinite(th.stack(norms)).all()
-    step_if(usable, learner.optimizer)  # else no trace is left in parameters or optimiser
+    skipped = follow(learner, total, loss.max_grad_norm)
     losses = {"loss": total, "policy_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
-    return {**{name: value.detach() for name, value in losses.items()}, "skipped": 1.0 - usable.float()}
+    return {**{name: value.detach() for name, value in losses.items()}, "skipped": skipped}
 
 
 class PolicyUpdate(Protocol):
@@ -236,3 +257,45 @@ class PPOUpdate:
                 if self.target_kl is not None and metrics["approx_kl"] > 1.5 * self.target_kl:
                     return metrics
         return metrics
+
+
+@dataclass
+class PathwiseUpdate:
+    """
+    One step of the actor along the gradient of the imagined returns, through the world model; then several of the critic.
+
+    Departs from the paper, whose sampler has no such gradient: here every action is a function of state and noise, and what it
+    causes a function of the action (:meth:`~sb3_polygrad.world_models.base.WorldModel.imagine_expected`). The gradient of one
+    batch says far more than the A2C estimate made of the same batch: docs/comparison.md. (As in Dreamer, Hafner et al., 2020,
+    and SVG, Heess et al., 2015.)
+
+    The minibatches' ``returns`` are differentiable, λ-returns of every imagined step; each counts with its probability, which
+    is held fixed.
+
+    :param n_epochs: passes of the critic over the batch
+    :param n_minibatches: gradient steps of the critic per pass
+    """
+
+    n_epochs: int = 4
+    n_minibatches: int = 2
+
+    def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor]:
+        """See :class:`PolicyUpdate`."""
+        samples = next(minibatches(None))
+        mask = samples.mask.detach()
+        returns = samples.returns
+        if loss.normalize_advantage:
+            returns = returns / (standard_deviation(returns.detach(), mask) + 1e-8)
+        entropy = learner.entropies(samples.observations.detach())
+        assert entropy is not None, "imagination needs a policy whose entropy is known"
+        policy_loss, entropy_loss = -masked_mean(returns, mask), -masked_mean(entropy, mask)
+        skipped = [follow(learner, policy_loss + loss.ent_coef * entropy_loss, loss.max_grad_norm)]
+        minibatch_size = -(-mask.numel() // self.n_minibatches)
+        for _ in range(self.n_epochs):
+            for samples in minibatches(minibatch_size):
+                errors = learner.values(samples.observations.detach()).flatten() - samples.returns.detach()
+                value_loss = masked_mean(errors.square(), samples.mask.detach())
+                skipped.append(follow(learner, loss.vf_coef * value_loss, loss.max_grad_norm))
+        losses = {"policy_loss": policy_loss, "entropy_loss": entropy_loss, "value_loss": value_loss}
+        losses["loss"] = policy_loss + loss.ent_coef * entropy_loss + loss.vf_coef * value_loss
+        return {**{name: value.detach() for name, value in losses.items()}, "skipped": th.stack(skipped).mean()}

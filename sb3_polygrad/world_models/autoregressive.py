@@ -9,11 +9,10 @@ import torch as th
 from torch import nn
 
 from sb3_polygrad.core.normalizer import RunningNormalizer
-from sb3_polygrad.core.precision import tensor_cores
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.diffusion.draws import draw
 from sb3_polygrad.world_models.base import Context, PolicyFn
-from sb3_polygrad.world_models.standardized import DEFAULT_FIT_SETTINGS, FitSettings, StandardizedWorldModel
+from sb3_polygrad.world_models.standardized import DEFAULT_FIT_SETTINGS, FitSettings, Imagined, StandardizedWorldModel
 
 
 class Steps(NamedTuple):
@@ -86,11 +85,8 @@ class AutoregressiveWorldModel(StandardizedWorldModel):
         :return: new memory, and the channels of the next state, ``(batch, channels)``
         """
 
-    @th.no_grad()
-    @tensor_cores()
-    def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
-        """See :meth:`WorldModel.imagine`."""
-        self._check_fitted()
+    def _imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None) -> Imagined:
+        """See :meth:`StandardizedWorldModel._imagine`."""
         bound = self._bound()
         noise = th.randn(len(start), self.horizon, self.action_dim, device=start.device)
         observation, state = start, self.state_normalizer.normalize(start)
@@ -103,7 +99,7 @@ class AutoregressiveWorldModel(StandardizedWorldModel):
             actions.append(action)
             state = states[-1][:, : self.obs_dim]
             observation = self.state_normalizer.denormalize(state)
-        return self._decode(th.stack(states, dim=1), th.stack(actions, dim=1), start, bound.faulty)
+        return Imagined(th.stack(states, dim=1), th.stack(actions, dim=1), bound.faulty)
 
     # ------------------------------------------------------------------ for models that predict changes
 

@@ -93,6 +93,25 @@ class WorldModel(nn.Module, ABC):
         :raises RuntimeError: if the model was never fitted
         """
 
+    differentiable: bool = False
+    """Whether there is :meth:`imagine_expected`."""
+
+    def imagine_expected(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
+        """
+        Imagine as :meth:`imagine` does, with gradients: everything is a differentiable function of the actions.
+
+        What is drawn without one is not drawn: ``terminals`` are the probabilities that a step that is taken ends the episode,
+        and ``mask`` is the probability that it is taken.
+
+        :param start: ``(batch, obs_dim)``
+        :param policy: observations to the distribution of actions
+        :param context: what happened before
+        :return: the trajectories
+        :raises NotImplementedError: if the model is not :attr:`differentiable`
+        :raises RuntimeError: if the model was never fitted
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot imagine with gradients")
+
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """
         Learn from the latest imagined batch how to follow the policy better (Algorithm 3, line 9). By default nothing.

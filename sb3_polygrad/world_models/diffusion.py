@@ -7,12 +7,11 @@ from torch import nn
 
 from sb3_polygrad.core.bfloat16 import BFloat16Copy
 from sb3_polygrad.core.normalizer import RunningNormalizer
-from sb3_polygrad.core.precision import tensor_cores
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.denoisers.base import Denoiser
 from sb3_polygrad.diffusion.base import Sampler, Task
 from sb3_polygrad.world_models.base import Context, PolicyFn
-from sb3_polygrad.world_models.standardized import DEFAULT_FIT_SETTINGS, FitSettings, StandardizedWorldModel
+from sb3_polygrad.world_models.standardized import DEFAULT_FIT_SETTINGS, FitSettings, Imagined, StandardizedWorldModel
 
 
 class DiffusionWorldModel(StandardizedWorldModel):
@@ -86,17 +85,15 @@ class DiffusionWorldModel(StandardizedWorldModel):
         loss = nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
         return self._learn(self.denoiser, loss)
 
-    @th.no_grad()
-    @tensor_cores()
-    def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
-        """See :meth:`WorldModel.imagine`; Algorithm 2. The context is left aside."""
-        self._check_fitted()
+    def _imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None) -> Imagined:
+        """See :meth:`WorldModel.imagine`; Algorithm 2. The context is left aside. Gradients are always in float32."""
         units = self.average.get_buffer("module.units")
         bound = self._bound(units)
-        if self._fast is not None:
-            self._fast.refresh()
+        fast = None if th.is_grad_enabled() else self._fast
+        if fast is not None:
+            fast.refresh()
         task = Task(
-            denoiser=self._fast or self.average,
+            denoiser=fast or self.average,
             condition=self._condition,
             policy=lambda states: policy(self.state_normalizer.denormalize((states * units)[..., : self.obs_dim])),
             bound=bound,
@@ -107,7 +104,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
             markov=self.denoiser.markov,
         )
         sample = self.sampler.sample(task)
-        return self._decode(sample.states * units, sample.actions, start, bound.faulty)
+        return Imagined(sample.states * units, sample.actions, bound.faulty)
 
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.adapt`; the δ controller."""

@@ -14,7 +14,7 @@ from sb3_polygrad.core.normalizer import RunningNormalizer
 from sb3_polygrad.core.optimizing import step_if
 from sb3_polygrad.core.precision import tensor_cores
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
-from sb3_polygrad.world_models.base import WorldModel
+from sb3_polygrad.world_models.base import Context, PolicyFn, WorldModel
 
 
 class FitSettings(NamedTuple):
@@ -42,6 +42,20 @@ def check_sizes(**sizes: int) -> None:
     for argument, size in sizes.items():
         if size < 1:
             raise ValueError(f"world_model_kwargs: {argument} must be at least 1, got {size}")
+
+
+class Imagined(NamedTuple):
+    """
+    What a model's network makes of a start and a policy.
+
+    :param states: ``(batch, horizon + 1, channels)``, standardised
+    :param actions: ``(batch, horizon, action_dim)`` as drawn
+    :param faulty: bool scalar, whether the network said NaN
+    """
+
+    states: th.Tensor
+    actions: th.Tensor
+    faulty: th.Tensor
 
 
 class Bound:
@@ -179,24 +193,51 @@ class StandardizedWorldModel(WorldModel, ABC):
         outcomes = self.outcome_normalizer.normalize(th.stack([batch.rewards, batch.terminals], dim=-1))
         return th.cat([self.state_normalizer.normalize(batch.observations), nn.functional.pad(outcomes, (0, 0, 1, 0))], dim=-1)
 
-    def _decode(self, states: th.Tensor, actions: th.Tensor, start: th.Tensor, faulty: th.Tensor) -> Trajectory:
-        """
-        :param states: ``(batch, horizon + 1, channels)``, standardised
-        :param actions: ``(batch, horizon, action_dim)`` as drawn
-        :param start: ``(batch, obs_dim)``
-        :param faulty: the policy never saw a NaN, but the caller must: a batch with a fault in it is NaN throughout
-        """
-        states = states.masked_fill(faulty, th.nan)
-        observations = self.state_normalizer.denormalize(states[..., : self.obs_dim])
-        observations[:, 0] = start
-        rewards, endings = self.outcome_normalizer.denormalize(states[:, 1:, self.obs_dim :]).unbind(dim=-1)
+    # ------------------------------------------------------------------ imagining
+
+    @abstractmethod
+    def _imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None) -> Imagined:
+        """See :meth:`imagine`, in standardised units."""
+
+    @th.no_grad()
+    @tensor_cores()
+    def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
+        """See :meth:`WorldModel.imagine`."""
+        self._check_fitted()
+        observations, actions, rewards, endings = self._decode(self._imagine(start, policy, context), start)
         # Cut at one half, an ending of which the model is not quite sure would never happen, and a policy that risks it learns
         # that there is nothing to fear.
         threshold = th.rand_like(endings) if self.ending_is_probability else 0.5
-        # An environment in which nothing ever ended has no endings to imagine.
-        ended = ((endings > threshold) & (self.outcome_normalizer.high[1] > 0.5)).float()
-        terminals = th.cummax(ended, dim=1).values
+        terminals = th.cummax((endings > threshold).float(), dim=1).values
         return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """See :attr:`WorldModel.differentiable`: those that say how probable an ending is, and do not draw it."""
+        return self.ending_is_probability
+
+    @tensor_cores()
+    def imagine_expected(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
+        """See :meth:`WorldModel.imagine_expected`."""
+        if not self.differentiable:
+            return super().imagine_expected(start, policy, context)
+        self._check_fitted()
+        observations, actions, rewards, endings = self._decode(self._imagine(start, policy, context), start)
+        terminals = endings.clamp(0.0, 1.0)
+        return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))
+
+    def _decode(self, imagined: Imagined, start: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param imagined: the policy never saw a NaN, but the caller must: a batch with a fault in it is NaN throughout
+        :param start: ``(batch, obs_dim)``
+        :return: observations, actions, rewards and the channel that tells of endings, in the environment's units
+        """
+        states = imagined.states.masked_fill(imagined.faulty, th.nan)
+        observations = self.state_normalizer.denormalize(states[..., : self.obs_dim])
+        observations[:, 0] = start
+        rewards, endings = self.outcome_normalizer.denormalize(states[:, 1:, self.obs_dim :]).unbind(dim=-1)
+        # An environment in which nothing ever ended has no endings to imagine.
+        return observations, imagined.actions, rewards, endings * (self.outcome_normalizer.high[1] > 0.5)
 
     def _bound(self, units: th.Tensor | float = 1.0) -> Bound:
         """
