@@ -21,7 +21,7 @@ from tests.toys import PointEnv, equal_trees, tiny_model
 
 ROOT = Path(__file__).parent.parent
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "pathwise": dict(policy_update="pathwise", world_model_kwargs=dict(sampler="staggered")),
+    "pathwise": dict(policy_update="pathwise", world_model_kwargs=dict(sampler="staggered", n_levels=1)),
     "staggered": dict(policy_update="ppo", world_model_kwargs=dict(sampler="staggered")),
     "policy guided": dict(policy_update="a2c", world_model_kwargs=dict(sampler="policy_guided")),
 }

@@ -34,7 +34,7 @@ from tests.toys import PointEnv, SpacesEnv, equal_trees, tiny_model
 
 OBSERVATIONS = np.linspace(-2.0, 2.0, 9, dtype=np.float32)[:, None]
 VARIANTS: dict[str, dict[str, Any]] = {
-    "pathwise, staggered": dict(policy_update="pathwise", world_model_kwargs=dict(sampler="staggered")),
+    "pathwise, staggered": dict(policy_update="pathwise", world_model_kwargs=dict(sampler="staggered", n_levels=1)),
     "ppo, staggered": dict(policy_update="ppo", world_model_kwargs=dict(sampler="staggered")),
     "a2c, policy guided": dict(policy_update="a2c", world_model_kwargs=dict(sampler="policy_guided")),
 }
