@@ -518,7 +518,7 @@ class PolyGRAD(Saving):
         metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
         self.rollout_buffer.detach()
         trajectory = Trajectory(*(tensor.detach() for tensor in trajectory))
-        policy.update_critic_target()
+        policy.update_averages()
         if self.learning_rate_adaptation > 0.0 and "step_scale" in metrics:
             self._learning_rate_share = adapted_share(
                 self._learning_rate_share, float(metrics["step_scale"]), self.learning_rate_adaptation
@@ -566,9 +566,10 @@ class PolyGRAD(Saving):
 
     def _update_learning_rates(self) -> None:
         """The actor's follows the schedule, the critic's is its own."""
-        actor, critic = self.policy.optimizer.param_groups
+        actor, critic, log_std = self.policy.optimizer.param_groups
         actor["lr"] = self._learning_rate_share * self.lr_schedule(self._current_progress_remaining)
         critic["lr"] = self.critic_learning_rate
+        log_std["lr"] = self.policy.log_std_rate * actor["lr"]
         self.logger.record("train/learning_rate", actor["lr"])
 
     @property

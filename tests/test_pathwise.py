@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from sb3_polygrad import PolyGRAD
+from sb3_polygrad.core.gradients import limited
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.world_models.base import Context, PolicyFn, WorldModel
 from tests.toys import PointEnv, tiny_model
@@ -30,7 +32,9 @@ WITHOUT: dict[str, dict[str, Any]] = {
 def model_with(settings: dict[str, Any], **changes: Any) -> PolyGRAD:
     """A small model, its world model fitted a little on a point that reaches its goal."""
     kwargs = dict(settings.get("world_model_kwargs", {}))
-    tiny = dict(n_steps=8, batch_size=16, horizon=4, n_imagined=16, learning_starts=64, policy_kwargs=dict(net_arch=[16]), seed=0)
+    tiny = dict(
+        n_steps=8, batch_size=16, horizon=4, n_imagined=16, learning_starts=64, policy_kwargs=dict(net_arch=[16]), seed=0
+    )
     arguments = {**tiny, **settings, "world_model_kwargs": kwargs, **changes}
     model = PolyGRAD("MlpPolicy", PointEnv(goal_ends=True), device="cpu", **arguments)
     return model.learn(200)
@@ -62,7 +66,8 @@ def test_as_many_endings_as_are_drawn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_GRADIENTS if name != "rssm"])
-def test_gradient_is_that_of_finite_differences(name: str) -> None:
+def test_gradient_is_that_of_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_polygrad.core.gradients.MAX_LENGTH", math.inf)
     # (The RSSM's draws of classes have straight-through gradients, which are no derivatives.)
     model = model_with(WITH_GRADIENTS[name])
     world_model = model.world_model.double()
@@ -80,6 +85,17 @@ def test_gradient_is_that_of_finite_differences(name: str) -> None:
     with th.no_grad():
         difference = (rewards(shift + step) - rewards(shift - step)).item() / (2.0 * step)
     assert gradient == pytest.approx(difference, rel=1e-2, abs=1e-6) and abs(gradient) > 1e-4
+
+
+def test_no_trajectory_outweighs_the_others() -> None:
+    # Lengths 1, 1, 2, 1000: at most twice the median, which is 1, whatever the direction; the values stay.
+    values = th.randn(4, 2, 3, requires_grad=True)
+    weights = th.nn.functional.normalize(th.randn(4, 6), dim=1) * th.tensor([1.0, 1.0, 2.0, 1_000.0])[:, None]
+    passed = limited(values * 1.0)
+    (passed.flatten(1) * weights).sum().backward()
+    assert th.equal(passed, values) and values.grad is not None
+    assert th.allclose(values.grad.flatten(1).norm(dim=1), th.tensor([1.0, 1.0, 2.0, 2.0]))
+    assert th.allclose(values.grad.flatten(1)[3], weights[3] / 500.0)
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)

@@ -134,10 +134,10 @@ def test_activations_have_names() -> None:
 @pytest.mark.parametrize("share", [True, False])
 def test_actor_and_critic_share_nothing_and_miss_nothing(share: bool) -> None:
     policy = make_policy(share_features_extractor=share)
-    actor, critic = ({id(p) for p in group["params"]} for group in policy.optimizer.param_groups)
+    actor, critic, log_std = ({id(p) for p in group["params"]} for group in policy.optimizer.param_groups)
     trainable = {id(p) for p in policy.parameters() if p.requires_grad}
-    assert actor | critic == trainable and not actor & critic
-    assert id(policy.log_std) in actor and id(policy.value_net.weight) in critic
+    assert actor | critic | log_std == trainable and not actor & critic
+    assert log_std == {id(policy.log_std)} and id(policy.value_net.weight) in critic
 
 
 def test_optimizer_class_and_kwargs() -> None:
@@ -149,12 +149,36 @@ def test_optimizer_class_and_kwargs() -> None:
 def test_target_critic_starts_as_the_critic_and_follows_by_tau() -> None:
     policy, observations = make_policy(critic_tau=0.25), th.randn(6, 3)
     assert th.allclose(policy.predict_target_values(observations), policy.predict_values(observations).flatten())
-    policy.update_critic_target()  # the first update copies, as torch's AveragedModel has it
+    policy.update_averages()  # the first update copies, as torch's AveragedModel has it
     before = policy.predict_target_values(observations)
     with th.no_grad():
         policy.value_net.bias += 8.0  # values rise by 8
-    policy.update_critic_target()
+    policy.update_averages()
     assert th.allclose(policy.predict_target_values(observations), before + 2.0, atol=1e-5), "a quarter of the way"
+
+
+def test_deterministic_predictions_are_of_the_averaged_actor() -> None:
+    policy, observations = make_policy(actor_tau=0.25), th.randn(6, 3)
+    mean = lambda: policy.get_distribution(observations).distribution.mean  # noqa: E731
+    before = mean()
+    assert th.allclose(policy._predict(observations, deterministic=True), before), "it starts as the actor"
+    policy.update_averages()
+    with th.no_grad():
+        policy.action_net.bias += 1.0
+    assert not th.allclose(mean(), before) and th.allclose(policy._predict(observations, deterministic=True), before)
+    policy.update_averages()
+    output = lambda bias: policy.action_net(policy.mlp_extractor.forward_actor(observations)) - 1.0 + bias  # noqa: E731
+    assert th.allclose(policy._predict(observations, deterministic=True), policy._mean(output(0.25)), atol=1e-6)
+    policy.log_std.data.fill_(-20.0)
+    assert th.allclose(policy._predict(observations), mean(), atol=1.0), "exploring is of the actor itself"
+
+
+def test_without_averaging_deterministic_predictions_are_the_mean() -> None:
+    policy, observations = make_policy(actor_tau=1.0), th.randn(6, 3)
+    with th.no_grad():
+        policy.action_net.bias += 1.0
+    policy.update_averages()
+    assert th.allclose(policy._predict(observations, deterministic=True), policy.get_distribution(observations).mode())
 
 
 def test_target_critic_gets_no_gradient() -> None:
@@ -187,6 +211,10 @@ def test_rejects_bad_arguments() -> None:
         make_policy(min_std=0.5, log_std_init=-1.0)  # the floor is above the start
     with pytest.raises(ValueError, match="min_std"):
         make_policy(min_std=-0.1)
+    with pytest.raises(ValueError, match="actor_tau"):
+        make_policy(actor_tau=1.5)
+    with pytest.raises(ValueError, match="log_std_rate"):
+        make_policy(log_std_rate=0.0)
     with pytest.raises(ValueError, match="critic_tau"):
         make_policy(critic_tau=0.0)
     with pytest.raises(TypeError, match="no_such_argument"):

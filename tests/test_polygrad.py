@@ -189,11 +189,11 @@ def test_an_exploding_world_model_does_not_end_the_run() -> None:
 @pytest.mark.parametrize("learning_rate", [3e-3, lambda progress: 3e-3 * progress])
 def test_actor_follows_the_schedule_and_the_critic_its_own_rate(learning_rate: Any) -> None:
     model = tiny_model(PointEnv(), learning_rate=learning_rate, critic_learning_rate=0.02).learn(160)
-    actor, critic = model.policy.optimizer.param_groups
+    actor, critic, log_std = model.policy.optimizer.param_groups
     assert actor["lr"] == pytest.approx(
         3e-3 if not callable(learning_rate) else learning_rate(model._current_progress_remaining)
     )
-    assert critic["lr"] == 0.02
+    assert critic["lr"] == 0.02 and log_std["lr"] == pytest.approx(5.0 * actor["lr"])
 
 
 def test_a_world_model_of_ones_own() -> None:

@@ -27,8 +27,8 @@ def _with_layer_norm(net: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class _Critic(nn.Module):
-    """The parts of the policy that make up the value function, as one module that can be averaged."""
+class _Chain(nn.Module):
+    """The parts of the policy that make up the mean of the actions, or the value function: one module that can be averaged."""
 
     def __init__(self, features_extractor: nn.Module, hidden: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -44,11 +44,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu
 
 class PolyGRADPolicy(ActorCriticPolicy):
     """
-    Actor and critic with a target critic.
+    Actor and critic with a target critic and an average of the recent actors.
 
     The mean is ``center + half_range * tanh(net(s))``, so it always lies in the action box; the standard deviation is
     independent of the state, ``half_range * (exp(log_std) + min_std)``: the paper needs it bounded from below.
     (The authors' release assumes the box [-1, 1]; here every dimension is scaled to its own.)
+
+    Deterministic predictions are the means of the averaged actor: what was learnt without the jitter of the latest updates.
+    Stochastic ones, which explore, and everything that is imagined are of the actor itself.
 
     :param observation_space: Observation space, Box
     :param action_space: Action space, bounded Box
@@ -59,6 +62,9 @@ class PolyGRADPolicy(ActorCriticPolicy):
     :param layer_norm: normalise before each activation
     :param min_std: smallest standard deviation, in units of the half-range
     :param log_std_init: log of the initial standard deviation, in units of the half-range
+    :param log_std_rate: learning rate of the standard deviation relative to the rest of the actor. With the same rate it would
+        take thousands of updates to shrink
+    :param actor_tau: share of the actor that enters its average at each update; 1 for no averaging
     :param critic_tau: share of the critic that enters the target critic at each update
     :param kwargs: every other argument of SB3's ``ActorCriticPolicy``, except ``use_sde`` and what belongs to it
     """
@@ -76,6 +82,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
         layer_norm: bool = True,
         min_std: float = 0.1,
         log_std_init: float = -0.7,
+        log_std_rate: float = 5.0,
+        actor_tau: float = 0.02,
         critic_tau: float = 0.1,
         **kwargs: Any,
     ) -> None:
@@ -85,11 +93,15 @@ class PolyGRADPolicy(ActorCriticPolicy):
             raise ValueError(
                 f"min_std={min_std} must lie in [0, exp(log_std_init)={float(th.tensor(log_std_init).exp()):.3g})"
             )
-        if not 0.0 < critic_tau <= 1.0:
-            raise ValueError(f"critic_tau must lie in (0, 1], got {critic_tau}")
+        for name, tau in (("actor_tau", actor_tau), ("critic_tau", critic_tau)):
+            if not 0.0 < tau <= 1.0:
+                raise ValueError(f"{name} must lie in (0, 1], got {tau}")
+        if not 0.0 < log_std_rate < float("inf"):
+            raise ValueError(f"log_std_rate must be positive, got {log_std_rate}")
         if isinstance(activation_fn, str):
             activation_fn = ACTIVATIONS[choose("policy_kwargs['activation_fn']", activation_fn, ACTIVATIONS)]
-        self.layer_norm, self.min_std, self.critic_tau = layer_norm, min_std, critic_tau
+        self.layer_norm, self.min_std, self.log_std_rate = layer_norm, min_std, log_std_rate
+        self.actor_tau, self.critic_tau = actor_tau, critic_tau
         if net_arch is None:
             net_arch = dict(pi=[128, 128], vf=[128, 128])
         super().__init__(
@@ -121,15 +133,20 @@ class PolyGRADPolicy(ActorCriticPolicy):
             # exp(log_std) + min_std is the initial standard deviation that was asked for.
             self.log_std.copy_((self.log_std.exp() - self.min_std).log())
         self.critic_target = ExponentialAverage(self._critic(), 1.0 - self.critic_tau)
+        self.actor_average = ExponentialAverage(self._actor(), 1.0 - self.actor_tau)
         # One optimiser with a group for each: they learn at different rates and only the actor's step is measured.
-        groups = [{"params": self.actor_parameters()}, {"params": self.critic_parameters()}]
+        actor = [parameter for parameter in self.actor_parameters() if parameter is not self.log_std]
+        groups = [{"params": actor}, {"params": self.critic_parameters()}, {"params": [self.log_std]}]
         kwargs = dict(self.optimizer_kwargs)
         if self.optimizer_class in (th.optim.Adam, th.optim.AdamW):
             kwargs.setdefault("fused", True)  # an update makes many small steps
         self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
-    def _critic(self) -> _Critic:
-        return _Critic(self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net)
+    def _actor(self) -> _Chain:
+        return _Chain(self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net)
+
+    def _critic(self) -> _Chain:
+        return _Chain(self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Parameters of the value function alone (a features extractor shared with the actor is not among them)."""
@@ -150,6 +167,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
         data.update(
             layer_norm=self.layer_norm,
             min_std=self.min_std,
+            log_std_rate=self.log_std_rate,
+            actor_tau=self.actor_tau,
             critic_tau=self.critic_tau,
             share_features_extractor=self.share_features_extractor,
             normalize_images=self.normalize_images,
@@ -158,11 +177,21 @@ class PolyGRADPolicy(ActorCriticPolicy):
 
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
         assert isinstance(self.action_dist, DiagGaussianDistribution)
-        mean = self.center + self.half_range * th.tanh(self.action_net(latent_pi))
+        mean = self._mean(self.action_net(latent_pi))
         log_std = (self.half_range * (self.log_std.exp() + self.min_std)).log()
         # As SB3 makes it, without its look at every value, for which the host would have to wait.
         self.action_dist.distribution = Normal(mean, th.ones_like(mean) * log_std.exp(), validate_args=False)
         return self.action_dist
+
+    def _mean(self, output: th.Tensor) -> th.Tensor:
+        """Mean of the actions from what the actor's network puts out."""
+        return self.center + self.half_range * th.tanh(output)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        if not deterministic:
+            return super()._predict(observation, deterministic)
+        assert isinstance(observation, th.Tensor)
+        return self._mean(self.actor_average(observation.float()))
 
     @property
     def relative_std(self) -> th.Tensor:
@@ -179,9 +208,10 @@ class PolyGRADPolicy(ActorCriticPolicy):
         assert isinstance(observations, th.Tensor)
         return self.critic_target(observations.float()).squeeze(-1)
 
-    def update_critic_target(self) -> None:
-        """Move the target critic towards the critic by ``critic_tau``; the first time it becomes a copy."""
+    def update_averages(self) -> None:
+        """Move target critic and averaged actor by ``critic_tau`` and ``actor_tau``; the first time they become copies."""
         self.critic_target.update_parameters(self._critic())
+        self.actor_average.update_parameters(self._actor())
 
 
 MlpPolicy = PolyGRADPolicy

@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_polygrad.core.averaging import ExponentialAverage
 from sb3_polygrad.core.capture import Captured
+from sb3_polygrad.core.gradients import limited
 from sb3_polygrad.core.normalizer import RunningNormalizer
 from sb3_polygrad.core.optimizing import step_if
 from sb3_polygrad.core.precision import tensor_cores
@@ -60,7 +61,8 @@ class Imagined(NamedTuple):
 
 class Bound:
     """
-    Whatever a network says, imagined values stay near what was really seen; whether it ever said NaN is remembered.
+    Whatever a network says, imagined values stay near what was really seen; whether it ever said NaN is remembered. So do their
+    gradients, see :func:`~sb3_polygrad.core.gradients.limited`.
 
     :param low: ``(channels,)``
     :param high: ``(channels,)``
@@ -73,7 +75,7 @@ class Bound:
     def __call__(self, estimate: th.Tensor) -> th.Tensor:
         """Clamp an estimate ``(..., channels)``; NaN becomes 0."""
         self.faulty = self.faulty | estimate.isnan().any()
-        return estimate.nan_to_num(nan=0.0).clamp(self.low, self.high)
+        return limited(estimate.nan_to_num(nan=0.0).clamp(self.low, self.high))
 
 
 class StandardizedWorldModel(WorldModel, ABC):
