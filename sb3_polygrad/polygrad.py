@@ -226,7 +226,7 @@ class PolyGRAD(Saving):
         ).to(self.device)
         if self.policy_update == "pathwise" and not self.world_model.differentiable:
             raise ValueError(
-                f"policy_update='pathwise' needs gradients, which world_model={self.world_model_name!r} does not have with these "
+                f"policy_update='pathwise' needs gradients, and world_model={self.world_model_name!r} has none with these "
                 "world_model_kwargs: choose policy_update='ppo', or leave it to the default"
             )
         self.world_model.cuda_graphs = self.cuda_graphs

@@ -110,7 +110,7 @@ def test_is_the_default_where_there_are_gradients(name: str) -> None:
 def test_where_there_are_none_ppo_is_the_default_and_pathwise_an_error(name: str) -> None:
     model = model_with(WITHOUT[name])
     assert model._update_name == "ppo"
-    with pytest.raises(ValueError, match="policy_update='pathwise' needs gradients.*'ppo'"):
+    with pytest.raises(ValueError, match=r"policy_update='pathwise' needs gradients.*'ppo'"):
         model_with(WITHOUT[name], policy_update="pathwise")
     with pytest.raises(NotImplementedError, match="gradients"):
         model.world_model.imagine_expected(th.zeros(2, 1), model._distribution)

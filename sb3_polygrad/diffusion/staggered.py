@@ -122,5 +122,5 @@ class StaggeredSampler(nn.Module):
 
 
 def _replaced(sequence: th.Tensor, begin: int, part: th.Tensor) -> th.Tensor:
-    """The sequence ``(batch, length, channels)`` with a part from ``begin`` on replaced; not in place, for the gradient's sake."""
+    """The sequence ``(batch, length, channels)`` with a part from ``begin`` on replaced; not in place: it has gradients."""
     return th.cat([sequence[:, :begin], part, sequence[:, begin + part.shape[1] :]], dim=1)

@@ -47,7 +47,7 @@ class LossSettings:
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
     :param max_grad_norm: bound on the gradient's norm, for actor and critic each
-    :param normalize_advantage: standardise advantages over each minibatch; pathwise: divide returns by their standard deviation
+    :param normalize_advantage: standardise advantages over each minibatch (pathwise: divide returns by their spread)
     """
 
     ent_coef: float

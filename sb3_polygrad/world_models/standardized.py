@@ -61,8 +61,8 @@ class Imagined(NamedTuple):
 
 class Bound:
     """
-    Whatever a network says, imagined values stay near what was really seen; whether it ever said NaN is remembered. So do their
-    gradients, see :func:`~sb3_polygrad.core.gradients.limited`.
+    Whatever a network says, imagined values stay near what was really seen; whether it ever said NaN is remembered. On the way
+    back their gradients are bounded, too: :func:`~sb3_polygrad.core.gradients.limited`.
 
     :param low: ``(channels,)``
     :param high: ``(channels,)``
