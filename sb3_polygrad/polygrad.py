@@ -57,8 +57,8 @@ class PolyGRAD(Saving):
     :param gamma: discount factor
     :param gae_lambda: λ of GAE
     :param clip_range: PPO's bound on the probability ratio (``policy_update="ppo"``), a number or a schedule
-    :param n_epochs: PPO's passes over an imagined batch
-    :param n_minibatches: PPO's gradient steps per pass
+    :param n_epochs: passes over an imagined batch, PPO's or (``policy_update="pathwise"``) those of the critic
+    :param n_minibatches: gradient steps per pass
     :param target_kl: PPO stops its passes at 1.5 times this KL divergence; None for no limit
     :param target_update: mean ``|Δ log π|`` of an update (``policy_update="a2c"``); None takes the optimiser's step
     :param update_trials: measurements of that size per update at most: 1 corrects the step once, to first order; more search
@@ -102,14 +102,14 @@ class PolyGRAD(Saving):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 5,
+        learning_rate: float | Schedule = 6e-4,
+        n_steps: int = 10,
         batch_size: int = 256,
         gradient_steps: int = -1,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip_range: float | Schedule = 0.1,
-        n_epochs: int = 4,
+        n_epochs: int = 2,
         n_minibatches: int = 2,
         target_kl: float | None = None,
         target_update: float | None = 0.02,

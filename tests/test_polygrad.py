@@ -193,7 +193,7 @@ def test_actor_follows_the_schedule_and_the_critic_its_own_rate(learning_rate: A
     assert actor["lr"] == pytest.approx(
         3e-3 if not callable(learning_rate) else learning_rate(model._current_progress_remaining)
     )
-    assert critic["lr"] == 0.02 and log_std["lr"] == pytest.approx(5.0 * actor["lr"])
+    assert critic["lr"] == 0.02 and log_std["lr"] == pytest.approx(2.0 * actor["lr"])
 
 
 def test_a_world_model_of_ones_own() -> None:

@@ -207,7 +207,7 @@ def test_the_corners_of_the_search_space_are_valid_models(corner):
     assert params == zoo.convert_polygrad_params(trial.params)
     zoo.check_names(params)
     model = PolyGRAD("MlpPolicy", "Pendulum-v1", **params)
-    assert model.policy_update == ("ppo", "a2c")[corner]
+    assert model.policy_update == ("pathwise", "a2c")[corner]
     assert model.gamma == pytest.approx((0.999, 0.97)[corner])
 
 

@@ -9,7 +9,7 @@ writes ``<out>.csv``, a row per part, and ``<out>.json`` with the rest, and prin
 
 - ``imagine``: a batch of trajectories under the policy (with ``--dtypes``, in each precision),
 - ``fit``: a gradient step of the world model,
-- ``learn``: all that is learnt from a batch of imagined trajectories (policy and critic).
+- ``learn``: a policy update, from imagining the batch (with gradients, if the update is along them) to policy and critic.
 
 ``gflops`` counts the matrix products of a part, ``rate`` is that by its time, in GFLOP/s, and ``gemm_rate`` what square
 layers of the network's width reach on their own, measured right before and after it. ``share`` is their ratio.
@@ -51,7 +51,7 @@ PARTS = {
     "act": "_act",
     "store": "_store_steps",
     "fit": "_fit_world_model",
-    "imagine": "imagine",
+    "imagine": "_imagine_to_learn",
     "learn": "_learn_from",
 }
 """Parts of the loop and the methods that do them: the environment's first, the rest of :class:`PolyGRAD`."""
@@ -127,10 +127,8 @@ def parts(name: str, dtype: str, args: argparse.Namespace) -> Iterable[dict[str,
 
     rows = model.batch_size
     yield {"part": "fit", **labels, "batch": rows, **part(fit, rows, width, dtype, args.device)}
-    trajectory = model.imagine(n)
-    labels["width"] = width = model.policy.mlp_extractor.latent_dim_pi
-    rows = n * horizon // (model.n_minibatches if model.policy_update == "ppo" else 1)
-    yield {"part": "learn", **labels, **part(lambda: model._learn_from(trajectory), rows, width, dtype, args.device)}
+    update = lambda: model._learn_from(model._imagine_to_learn())  # noqa: E731
+    yield {"part": "learn", **labels, **part(update, n, width, dtype, args.device)}
 
 
 def hours_per_million(rows: Iterable[Mapping[str, Any]], args: argparse.Namespace) -> dict[str, float]:
@@ -138,11 +136,10 @@ def hours_per_million(rows: Iterable[Mapping[str, Any]], args: argparse.Namespac
     hours = {}
     for name in args.settings:
         spent = {row["part"]: row["seconds"] for row in rows if row["setting"] == name and row["dtype"] == "float32"}
-        fast = [row["seconds"] for row in rows if (row["setting"], row["part"]) == (name, "imagine")]
         model = PolyGRAD(
             "MlpPolicy", args.env, _init_setup_model=False, **load_hyperparams(SETTINGS[name], args.env) | args.kwargs
         )
-        per_update = min(fast) + spent["learn"] + spent["fit"] * model._gradient_steps_per_update
+        per_update = spent["learn"] + spent["fit"] * model._gradient_steps_per_update
         hours[name] = per_update * 1e6 / model.n_steps / 3600.0
     return hours
 
@@ -223,8 +220,7 @@ def compiled(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     actor and critic together, and the seconds that compiling takes. Empty where the machine cannot compile.
     """
     model = running(args)
-    trajectory = model.imagine(model.n_imagined)
-    model._learn_from(trajectory)
+    model._learn_from(model._imagine_to_learn())
     minibatch = next(model.rollout_buffer.get(model.n_imagined * model.horizon // model.n_minibatches))
     states = th.randn(model.batch_size, 2, model.world_model.obs_dim + 2, device=args.device)
     actions = th.randn(model.batch_size, 1, model.world_model.action_dim, device=args.device)

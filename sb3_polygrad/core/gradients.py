@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch as th
 
-MAX_LENGTH = 2.0
+MAX_LENGTH = 3.0
 """No trajectory's gradient is longer than this many times the median of the batch."""
 
 

@@ -82,7 +82,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         layer_norm: bool = True,
         min_std: float = 0.1,
         log_std_init: float = -0.7,
-        log_std_rate: float = 5.0,
+        log_std_rate: float = 2.0,
         actor_tau: float = 0.02,
         critic_tau: float = 0.1,
         **kwargs: Any,

@@ -276,7 +276,7 @@ class PathwiseUpdate:
     :param n_minibatches: gradient steps of the critic per pass
     """
 
-    n_epochs: int = 4
+    n_epochs: int = 2
     n_minibatches: int = 2
 
     def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor]:
