@@ -50,7 +50,7 @@ class PolyGRAD(Saving):
 
     :param policy: ``"MlpPolicy"`` or a subclass of :class:`~sb3_polygrad.policy.policies.PolyGRADPolicy`
     :param env: the environment, with Box observations and a bounded Box of actions
-    :param learning_rate: of the actor, a number or a schedule
+    :param learning_rate: of the actor, a number or a schedule; that of its ``log_std`` is this times ``log_std_rate``
     :param n_steps: real steps per environment between two updates
     :param batch_size: windows per gradient step of the world model
     :param gradient_steps: gradient steps of the world model per update; -1 for as many as real steps were made
@@ -65,7 +65,7 @@ class PolyGRAD(Saving):
         until it is within 20 % of the target
     :param learning_rate_adaptation: part of each such correction that the learning rate keeps, in log space; 0 leaves it to
         the schedule alone, else the schedule is its upper limit
-    :param normalize_advantage: standardise advantages
+    :param normalize_advantage: standardise advantages (pathwise: divide returns by their standard deviation)
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
     :param max_grad_norm: bound on the gradient's norm, for actor and critic each
@@ -81,7 +81,7 @@ class PolyGRAD(Saving):
         class or function that builds a world model
     :param world_model_kwargs: its settings: the keyword arguments of its builder, see
         :data:`~sb3_polygrad.world_models.factory.BUILDERS`
-    :param cuda_graphs: on a GPU, run imagination and the fitting of the world model as CUDA graphs
+    :param cuda_graphs: on a GPU, run imagination (without gradients) and the fitting of the world model as CUDA graphs
     :param stats_window_size: episodes over which the logged return is averaged
     :param tensorboard_log: folder for tensorboard
     :param policy_kwargs: arguments of the policy
@@ -436,7 +436,7 @@ class PolyGRAD(Saving):
         """Algorithm 3, line 7: with gradients, if the update wants them."""
         if self._update_name != "pathwise":
             return self.imagine(self.n_imagined)
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(False)  # as in acting: gradients do not mind
         self.world_model.eval()
         start, view = self.replay_buffer.sample_observations(self.n_imagined), self._view
         return self.world_model.imagine_expected(

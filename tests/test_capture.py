@@ -336,7 +336,7 @@ on_a_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
 
 
 @on_a_gpu
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("pathwise")])  # its own has gradients
 def test_gpu_replays_draw_as_calls_do(name: str) -> None:
     model = tiny_model(normalized_env(), device="cuda", **VARIANTS[name]).learn(160)
     assert model._imagining._graphs and not model._imagining.unsuitable

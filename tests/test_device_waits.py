@@ -19,11 +19,11 @@ from sb3_polygrad.core.on_policy import action_diagnostics
 from sb3_polygrad.core.optimizing import step_if
 from sb3_polygrad.policy import deferred_means
 from sb3_polygrad.policy.deferred_means import DeferredMeans
-from sb3_polygrad.policy.update import A2CUpdate, LossSettings, PPOUpdate
+from sb3_polygrad.policy.update import A2CUpdate, LossSettings, PathwiseUpdate, PolicyUpdate, PPOUpdate
 from sb3_polygrad.world_models.factory import BUILDERS
 from tests.graphs import asking_is_an_error
 from tests.test_polygrad import VARIANTS, recorded
-from tests.test_update import Bandit
+from tests.test_update import Bandit, pathwise_batch
 from tests.toys import PointEnv, equal_trees, tiny_model
 
 # ---------------------------------------------------------------------- steps that the device skips
@@ -107,6 +107,8 @@ def test_imagining_asks_nothing(name: str) -> None:
         trajectory = model.imagine(8, start)
         standardized = model.standardized_actions(trajectory)
         action_diagnostics(standardized, trajectory)
+        if model.world_model.differentiable:
+            model.world_model.imagine_expected(start, model._distribution).rewards.sum().backward()
 
 
 def bandit() -> Bandit:
@@ -115,10 +117,12 @@ def bandit() -> Bandit:
     return each
 
 
-@pytest.mark.parametrize("update", [A2CUpdate(target_update=0.02), A2CUpdate(target_update=None), PPOUpdate()])
-def test_updates_ask_nothing(update: A2CUpdate | PPOUpdate) -> None:
+@pytest.mark.parametrize(
+    "update", [A2CUpdate(target_update=0.02), A2CUpdate(target_update=None), PPOUpdate(), PathwiseUpdate()]
+)
+def test_updates_ask_nothing(update: PolicyUpdate) -> None:
     each = bandit()
-    batch = each.batch([1.0, 2.0, 3.0], [1.0, -1.0, 1.0])
+    batch = pathwise_batch(each) if isinstance(update, PathwiseUpdate) else each.batch([1.0, 2.0, 3.0], [1.0, -1.0, 1.0])
     with asking_is_an_error():
         update(each.learner(), batch, LossSettings(0.0, 0.5, 1.0, True))
 

@@ -45,6 +45,8 @@ def move(model: PolyGRAD) -> None:
         optimizer.state.clear()
         for group in optimizer.param_groups:
             group["fused"] = False
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 @pytest.mark.parametrize("name", WORLD_MODELS)
@@ -65,7 +67,7 @@ def test_learning_stays_on_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     model._n_unobserved = 8
     model._gradient_steps_owed = 3
     skipped = model._fit_world_model()
-    trajectory = model.imagine(model.n_imagined)
+    trajectory = model._imagine_to_learn()
     assert model._learn_from(trajectory) is None
     assert skipped.device == META and all(tensor.device == META for tensor in trajectory)  # type: ignore[union-attr]
     (means,) = model.logger.output_formats

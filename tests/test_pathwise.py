@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 from torch.distributions import Normal
 
 from sb3_polygrad import PolyGRAD
 from sb3_polygrad.core.gradients import limited
-from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
+from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.world_models.base import Context, PolicyFn, WorldModel
 from tests.toys import PointEnv, tiny_model
 
@@ -52,7 +56,10 @@ def test_the_same_trajectories_but_for_what_is_drawn(name: str) -> None:
     assert th.allclose(drawn.rewards, expected.rewards, atol=1e-5)
     assert th.allclose(drawn.actions, expected.actions, atol=1e-5)
     assert ((expected.terminals >= 0.0) & (expected.terminals <= 1.0)).all()
-    assert th.equal(expected.mask, mask_after_ending(expected.terminals))
+    alive = th.ones(64)
+    for t in range(expected.horizon):
+        assert th.allclose(expected.mask[:, t], alive)
+        alive = alive * (1.0 - expected.terminals[:, t])
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
@@ -164,11 +171,89 @@ def test_returns_reach_the_policy_through_a_known_model(normalize: bool) -> None
     assert th.allclose(actions, -points, atol=0.25)
 
 
-def test_a_shared_features_extractor_and_vec_normalize_are_no_obstacle() -> None:
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+def test_values_at_the_end_of_the_horizon_reach_the_policy() -> None:
+    """Where rewards are the same everywhere, the policy goes where the target critic says that more will come."""
+    model = PolyGRAD(
+        "MlpPolicy",
+        PointEnv(),
+        world_model=KnownPoint,
+        **dict(n_steps=4, horizon=2, n_imagined=64, learning_starts=40, learning_rate=3e-3, seed=0, device="cpu"),
+    ).learn(48)
 
+    class Rightwards(nn.Module):
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return observations[:, :1]
+
+    model.policy.critic_target = Rightwards()  # type: ignore[assignment]
+    points = th.linspace(-1.5, 1.5, 7)[:, None]
+    before = model._distribution(points).mean.detach()
+    model.policy.update_averages = lambda: None  # type: ignore[method-assign]
+    for _ in range(10):
+        imagined = model._imagine_to_learn()
+        assert model._learn_from(imagined._replace(rewards=0.0 * imagined.rewards)) is None
+    assert (model._distribution(points).mean > before).all()
+
+
+@pytest.mark.parametrize("name", WITH_GRADIENTS)
+def test_gradients_are_bounded_where_they_are_imagined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with(WITH_GRADIENTS[name])
+    start = model.replay_buffer.sample_observations(8)
+
+    def gradient() -> th.Tensor:
+        shift = th.zeros(1, requires_grad=True)
+        imagined = model.world_model.imagine_expected(start, lambda states: Normal(-0.1 * states + shift, 0.2))
+        return th.autograd.grad(imagined.rewards.sum(), shift)[0]
+
+    assert gradient() != 0.0
+    monkeypatch.setattr("sb3_polygrad.core.gradients.MAX_LENGTH", 0.0)
+    assert gradient() == 0.0
+
+
+class Features(BaseFeaturesExtractor):
+    """With parameters, and with layers that act otherwise in training."""
+
+    def __init__(self, observation_space: gym.spaces.Box) -> None:
+        super().__init__(observation_space, 8)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(1, 8), nn.Dropout(0.5))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.net(observations)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_features_belong_to_the_actor_and_imagination_is_no_training(share: bool) -> None:
     env = VecNormalize(DummyVecEnv([lambda: PointEnv(goal_ends=True)]))
-    model = tiny_model(env, policy_update="pathwise", world_model_kwargs=dict(n_levels=1))
+    kwargs = dict(net_arch=[8], features_extractor_class=Features, share_features_extractor=share)
+    model = tiny_model(env, policy_update="pathwise", world_model_kwargs=dict(n_levels=1), policy_kwargs=kwargs, n_epochs=3)
     before = [parameter.clone() for parameter in model.policy.actor_parameters()]
     model.learn(200)
     assert all(not th.equal(a, b) for a, b in zip(before, model.policy.actor_parameters(), strict=True))
+    steps = {int(model.policy.optimizer.state[p]["step"]) for p in model.policy.actor_parameters()}
+    assert steps == {model._n_updates}, "the critic's steps leave it alone"
+    with th.no_grad():
+        model.policy.action_net.weight *= 100.0  # so that one feature less would be another action
+    standardized = model.standardized_actions(model._imagine_to_learn())
+    assert standardized.std().item() == pytest.approx(1.0, abs=0.3), "the policy that imagined is the one that acts"
+
+
+def test_an_actor_that_never_learns_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sb3_polygrad.polygrad.MAX_FAULTY_UPDATES", 5)
+    model = tiny_model(PointEnv(), policy_update="pathwise", world_model_kwargs=dict(n_levels=1))
+    model.policy.action_net.bias.register_hook(lambda gradient: gradient * th.nan)
+    with pytest.raises(ValueError, match="gradients of policy and critic were not finite"):
+        model.learn(400)
+
+
+def test_deterministic_actions_are_of_the_average_whoever_asks() -> None:
+    model = tiny_model(PointEnv(), policy_update="pathwise", world_model_kwargs=dict(n_levels=1), learning_rate=0.01)
+    model.learn(200)
+    observations = th.linspace(-2.0, 2.0, 5)[:, None]
+    with th.no_grad():
+        average = model.policy._mean(model.policy.actor_average(observations))
+        actions, values, log_probs = model.policy(observations, deterministic=True)
+        mean = model._distribution(observations).mean
+    assert th.equal(actions, average) and not th.allclose(actions, mean, atol=1e-4)
+    assert th.allclose(th.as_tensor(model.predict(observations.numpy(), deterministic=True)[0]), average.clamp(-1.0, 1.0))
+    expected = model.policy.evaluate_actions(observations, actions)
+    assert th.allclose(values, expected[0]) and th.allclose(log_probs, expected[1])

@@ -61,7 +61,8 @@ class ImaginedRolloutBuffer(RolloutBuffer):
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: th.Tensor | np.ndarray) -> None:
         """
-        GAE(λ) and TD(λ) returns, as SB3 defines them; an imagined ending cuts both, the end of the horizon bootstraps.
+        GAE(λ) and TD(λ) returns, as SB3 defines them; an imagined ending cuts both (or weighs them, where
+        terminals are probabilities), the end of the horizon bootstraps.
 
         :param last_values: ``(batch,)`` values after the last action
         :param dones: ``(batch,)`` whether the last step ended the episode; unused, the terminals say it

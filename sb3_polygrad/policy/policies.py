@@ -50,8 +50,9 @@ class PolyGRADPolicy(ActorCriticPolicy):
     independent of the state, ``half_range * (exp(log_std) + min_std)``: the paper needs it bounded from below.
     (The authors' release assumes the box [-1, 1]; here every dimension is scaled to its own.)
 
-    Deterministic predictions are the means of the averaged actor: what was learnt without the jitter of the latest updates.
-    Stochastic ones, which explore, and everything that is imagined are of the actor itself.
+    Deterministic actions are the means of the averaged actor: what was learnt without the jitter of the latest updates.
+    Stochastic ones, which explore, and everything that is imagined are of the actor itself. Weights
+    that are changed by hand reach the average with the updates that follow.
 
     :param observation_space: Observation space, Box
     :param action_space: Action space, bounded Box
@@ -134,7 +135,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
             self.log_std.copy_((self.log_std.exp() - self.min_std).log())
         self.critic_target = ExponentialAverage(self._critic(), 1.0 - self.critic_tau)
         self.actor_average = ExponentialAverage(self._actor(), 1.0 - self.actor_tau)
-        # One optimiser with a group for each: they learn at different rates and only the actor's step is measured.
+        # One optimiser with a group for each learning rate: actor, critic, log_std.
         actor = [parameter for parameter in self.actor_parameters() if parameter is not self.log_std]
         groups = [{"params": actor}, {"params": self.critic_parameters()}, {"params": [self.log_std]}]
         kwargs = dict(self.optimizer_kwargs)
@@ -187,8 +188,16 @@ class PolyGRADPolicy(ActorCriticPolicy):
         """Mean of the actions from what the actor's network puts out."""
         return self.center + self.half_range * th.tanh(output)
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Actions, their values and log-probabilities, as SB3 has it; deterministic ones by the average."""
         if not deterministic:
+            return super().forward(obs)
+        actions = self._predict(obs, deterministic).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        values, log_prob, _ = self.evaluate_actions(obs, actions)
+        return actions, values, log_prob
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        if not deterministic or self.actor_tau == 1.0:
             return super()._predict(observation, deterministic)
         assert isinstance(observation, th.Tensor)
         return self._mean(self.actor_average(observation.float()))

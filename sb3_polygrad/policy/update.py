@@ -28,8 +28,8 @@ class Learner:
     :param evaluate: the policy's ``evaluate_actions``
     :param values: observations to values ``(batch, 1)``
     :param entropies: observations to entropies of the policy ``(batch,)``
-    :param actor: parameters of the actor (first group of the optimiser)
-    :param critic: parameters of the critic (second group)
+    :param actor: parameters of the actor
+    :param critic: parameters of the critic
     :param optimizer: of both
     """
 
@@ -117,20 +117,23 @@ def scale_step(
     return scale, size
 
 
-def follow(learner: Learner, total: th.Tensor, max_grad_norm: float) -> th.Tensor:
+def follow(
+    optimizer: th.optim.Optimizer, total: th.Tensor, max_grad_norm: float, *groups: Sequence[nn.Parameter]
+) -> th.Tensor:
     """
-    One step of the optimiser.
+    One step of an optimiser.
 
-    :param learner: what to change
+    :param optimizer: of all groups, and maybe of parameters that are to stay
     :param total: the loss
-    :param max_grad_norm: bound on the gradient's norm, for actor and critic each
+    :param max_grad_norm: bound on the norm of each group's gradient
+    :param groups: what to change; the loss depends on some of each
     :return: 1 if the step was skipped since the gradient was not finite, else 0
     """
-    learner.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norms = [nn.utils.clip_grad_norm_(parameters, max_grad_norm) for parameters in (learner.actor, learner.critic)]
+    optimizer.zero_grad(set_to_none=True)
+    total.backward(inputs=[parameter for group in groups for parameter in group])
+    norms = [nn.utils.clip_grad_norm_(group, max_grad_norm) for group in groups]
     usable = th.isfinite(th.stack(norms)).all()
-    step_if(usable, learner.optimizer)  # else no trace is left in parameters or optimiser
+    step_if(usable, optimizer)  # else no trace is left in parameters or optimiser
     return 1.0 - usable.float()
 
 
@@ -157,7 +160,7 @@ def gradient_step(
     assert entropy is not None, "imagination needs a policy whose entropy is known"
     entropy_loss = -masked_mean(entropy, samples.mask)
     total = policy_loss + loss.vf_coef * value_loss + loss.ent_coef * entropy_loss
-    skipped = follow(learner, total, loss.max_grad_norm)
+    skipped = follow(learner.optimizer, total, loss.max_grad_norm, learner.actor, learner.critic)
     losses = {"loss": total, "policy_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
     return {**{name: value.detach() for name, value in losses.items()}, "skipped": skipped}
 
@@ -266,7 +269,7 @@ class PathwiseUpdate:
 
     Departs from the paper, whose sampler has no such gradient: here every action is a function of state and noise, and what it
     causes a function of the action (:meth:`~sb3_polygrad.world_models.base.WorldModel.imagine_expected`). The gradient of one
-    batch says far more than the A2C estimate made of the same batch: docs/comparison.md. (As in Dreamer, Hafner et al., 2020,
+    batch says far more than the A2C estimate made of the same batch: docs/tuning.md. (As in Dreamer, Hafner et al., 2020,
     and SVG, Heess et al., 2015.)
 
     The minibatches' ``returns`` are differentiable, λ-returns of every imagined step; each counts with its probability, which
@@ -281,21 +284,24 @@ class PathwiseUpdate:
 
     def __call__(self, learner: Learner, minibatches: Minibatches, loss: LossSettings) -> dict[str, th.Tensor]:
         """See :class:`PolicyUpdate`."""
-        samples = next(minibatches(None))
-        mask = samples.mask.detach()
-        returns = samples.returns
+        optimizer, samples = learner.optimizer, next(minibatches(None))
+        mask, returns = samples.mask.detach(), samples.returns
         if loss.normalize_advantage:
             returns = returns / (standard_deviation(returns.detach(), mask) + 1e-8)
         entropy = learner.entropies(samples.observations.detach())
         assert entropy is not None, "imagination needs a policy whose entropy is known"
         policy_loss, entropy_loss = -masked_mean(returns, mask), -masked_mean(entropy, mask)
-        skipped = [follow(learner, policy_loss + loss.ent_coef * entropy_loss, loss.max_grad_norm)]
+        actor_loss = policy_loss + loss.ent_coef * entropy_loss
+        skipped_actor = follow(optimizer, actor_loss, loss.max_grad_norm, learner.actor)
+        skipped = []
         minibatch_size = -(-mask.numel() // self.n_minibatches)
         for _ in range(self.n_epochs):
             for samples in minibatches(minibatch_size):
                 errors = learner.values(samples.observations.detach()).flatten() - samples.returns.detach()
                 value_loss = masked_mean(errors.square(), samples.mask.detach())
-                skipped.append(follow(learner, loss.vf_coef * value_loss, loss.max_grad_norm))
+                skipped.append(follow(optimizer, loss.vf_coef * value_loss, loss.max_grad_norm, learner.critic))
         losses = {"policy_loss": policy_loss, "entropy_loss": entropy_loss, "value_loss": value_loss}
-        losses["loss"] = policy_loss + loss.ent_coef * entropy_loss + loss.vf_coef * value_loss
-        return {**{name: value.detach() for name, value in losses.items()}, "skipped": th.stack(skipped).mean()}
+        losses["loss"] = actor_loss + loss.vf_coef * value_loss
+        # An actor that never learns is not made up for by a critic that does.
+        faulty = th.maximum(skipped_actor, th.stack(skipped).mean())
+        return {**{name: value.detach() for name, value in losses.items()}, "skipped": faulty}

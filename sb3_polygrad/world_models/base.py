@@ -45,6 +45,8 @@ class WorldModel(nn.Module, ABC):
     """Whether :meth:`imagine` may be replayed as a CUDA graph: see :class:`~sb3_polygrad.core.capture.Captured`."""
     cuda_graphs: bool = True
     """Whether CUDA graphs are wanted; a model that captures its :meth:`fit` looks at it."""
+    differentiable: bool = False
+    """Whether there is :meth:`imagine_expected`."""
     optimizer: th.optim.Optimizer
     window: int
     """Steps of the windows that :meth:`fit` takes."""
@@ -93,12 +95,9 @@ class WorldModel(nn.Module, ABC):
         :raises RuntimeError: if the model was never fitted
         """
 
-    differentiable: bool = False
-    """Whether there is :meth:`imagine_expected`."""
-
     def imagine_expected(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
         """
-        Imagine as :meth:`imagine` does, with gradients: everything is a differentiable function of the actions.
+        Imagine as :meth:`imagine` does, with gradients with respect to the actions (straight through draws of classes).
 
         What is drawn without one is not drawn: ``terminals`` are the probabilities that a step that is taken ends the episode,
         and ``mask`` is the probability that it is taken.

@@ -132,7 +132,7 @@ def build_diffusion(
     :param ema_decay: of the average of the weights that imagines
     :param ema_every: gradient steps between updates of that average
     :param dtype: ``"bfloat16"`` imagines with the large matrix products in half the precision, for wide networks on processors
-        and GPUs that have it; fitting is in float32 all the same
+        and GPUs that have it; fitting, and imagining with gradients (``policy_update="pathwise"``), is in float32 all the same
     """
     choose("world_model_kwargs['sampler']", sampler, SETTINGS_OF["sampler"])
     if denoiser is None:
