@@ -263,7 +263,13 @@ def test_the_zoo_refuses_misspelt_settings(manager):
 
 def test_schedules_of_the_zoo_are_accepted(manager):
     """It makes schedule objects of numbers and of such strings."""
-    settings = {"learning_rate": "lin_0.001", "clip_range": "lin_0.2", "learning_starts": 40, "n_imagined": 8}
+    settings = {
+        "learning_rate": "lin_0.001",
+        "clip_range": "lin_0.2",
+        "learning_starts": 40,
+        "n_imagined": 8,
+        "policy_update": "ppo",
+    }
     experiment = manager(hyperparams=settings)
     model, _ = experiment.setup_experiment()
     experiment.learn(model)
