@@ -122,5 +122,8 @@ class StaggeredSampler(nn.Module):
 
 
 def _replaced(sequence: th.Tensor, begin: int, part: th.Tensor) -> th.Tensor:
-    """The sequence ``(batch, length, channels)`` with a part from ``begin`` on replaced; not in place: it has gradients."""
+    """The sequence ``(batch, length, channels)`` with a part from ``begin`` on replaced; in place, if without gradients."""
+    if not th.is_grad_enabled():
+        sequence[:, begin : begin + part.shape[1]] = part
+        return sequence
     return th.cat([sequence[:, :begin], part, sequence[:, begin + part.shape[1] :]], dim=1)
