@@ -304,6 +304,8 @@ def test_vec_monitor_gives_no_warning() -> None:
 class Alone(VecEnv):
     """Environments that are stepped together and have no objects of their own, as simulators on GPUs have it."""
 
+    refusal: type[Exception] = AttributeError
+
     def __init__(self, n_envs: int) -> None:
         self.env = PointEnv()
         super().__init__(n_envs, self.env.observation_space, self.env.action_space)
@@ -328,23 +330,26 @@ class Alone(VecEnv):
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         if attr_name == "render_mode":
             return [None] * self.num_envs
-        raise AttributeError(attr_name)
+        raise self.refusal(attr_name)
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         raise AttributeError(attr_name)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        raise AttributeError(method_name)
+        raise self.refusal(method_name)
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         return [False] * self.num_envs
 
 
-def test_a_vec_env_of_ones_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refusal", [AttributeError, EOFError, BrokenPipeError])
+def test_a_vec_env_of_ones_own(refusal: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(VecMonitor(Alone(2))).learn(160)
     assert len(model.replay_buffer) == 160 and model._n_updates > 0
-    model.save_checkpoint(tmp_path)
-    with pytest.warns(UserWarning, match="begin new episodes.*cannot be asked"):
+    with monkeypatch.context() as patch:
+        patch.setattr(Alone, "refusal", refusal)  # a worker that died, say
+        model.save_checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match=f"begin new episodes.*cannot be asked.*{refusal.__name__}"):
         resumed = PolyGRAD.resume(tmp_path, VecMonitor(Alone(2)), device="cpu")
     assert equal_trees(resumed.get_parameters(), model.get_parameters())
     resumed.learn(16, reset_num_timesteps=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
@@ -11,6 +12,8 @@ from stable_baselines3.common.vec_env.vec_check_nan import VecCheckNan
 
 from sb3_polygrad.core.plain import from_plain, to_plain
 from sb3_polygrad.policy.real_steps import has_simulator_states
+
+Answer = TypeVar("Answer")
 
 WRAPPERS: dict[str, tuple[str, ...]] = {
     "Monitor": ("rewards", "needs_reset", "total_steps"),
@@ -44,15 +47,11 @@ def env_states(env: VecEnv) -> dict[str, Any]:
     try:
         states["generators"] = _generators(base)
         kind = _kind(base, wrappers)
-        states[kind] = _simulators(base)
-        states["attributes"] = {name: base.get_attr(name) for name in _attributes(base)}
+        states[kind] = _simulators(base, kind)
+        states["attributes"] = {name: _ask(base.get_attr, name) for name in _attributes(base)}
         return to_plain(states)
-    except (Unavailable, TypeError) as error:
+    except (Unavailable, TypeError) as error:  # what was learnt must be saved all the same; resume() warns with the reason
         states["missing"] = str(error)
-    # A worker has died (EOFError, OSError), or a VecEnv of one's own cannot answer (the others): what was learnt must be saved
-    # all the same. The reason is saved with it, and resume() warns with it.
-    except (EOFError, OSError, AttributeError, NotImplementedError) as error:
-        states["missing"] = f"they cannot be asked ({type(error).__name__}: {error})"
     return to_plain({name: states[name] for name in ("wrappers", "missing", "generators") if name in states})
 
 
@@ -83,10 +82,22 @@ def set_env_states(env: VecEnv, states: dict[str, Any]) -> None:
         for index, state in enumerate(states["own"]):
             base.env_method(OWN_METHODS[1], state, indices=[index])
         return
-    simulators = base.get_attr("data")  # in this process the simulators themselves, else copies of them
+    simulators = _ask(base.get_attr, "data")  # in this process the simulators themselves, else copies of them
     for data, state in zip(simulators, states["mujoco"], strict=True):
         _set_simulator_state(data, state)
     _set_each(base, "data", simulators)
+
+
+def _ask(question: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
+    """
+    :param question: a method of a ``VecEnv``, with its arguments
+    :raises Unavailable: if there is no answer: a worker has died (EOFError, OSError), or a ``VecEnv`` of one's own lacks what
+        is asked for
+    """
+    try:
+        return question(*args, **kwargs)
+    except (EOFError, OSError, AttributeError) as error:
+        raise Unavailable(f"they cannot be asked ({type(error).__name__}: {error})") from error
 
 
 def _layers(env: VecEnv) -> tuple[VecEnv, list[VecEnvWrapper]]:
@@ -107,9 +118,9 @@ def _kind(base: VecEnv, wrappers: list[VecEnvWrapper]) -> str:
     for wrapper in wrappers:
         if not isinstance(wrapper, (VecNormalize, VecMonitor, VecFrameStack, VecCheckNan)):
             raise Unavailable(f"the state of {type(wrapper).__name__} is not known")
-    if base.has_attr(OWN_METHODS[0]):
+    if _ask(base.has_attr, OWN_METHODS[0]):
         return "own"
-    if not (has_simulator_states(base) and base.has_attr("do_simulation")):
+    if not (_ask(has_simulator_states, base) and _ask(base.has_attr, "do_simulation")):
         raise Unavailable(f"they are no MuJoCo environments, and have no methods {' and '.join(OWN_METHODS)}")
     for name in _wrapper_names(base):
         if name not in WRAPPERS:
@@ -117,10 +128,10 @@ def _kind(base: VecEnv, wrappers: list[VecEnvWrapper]) -> str:
     return "mujoco"
 
 
-def _simulators(base: VecEnv) -> list[Any]:
-    if base.has_attr(OWN_METHODS[0]):
-        return base.env_method(OWN_METHODS[0])
-    return [_simulator_state(data) for data in base.get_attr("data")]
+def _simulators(base: VecEnv, kind: str) -> list[Any]:
+    if kind == "own":
+        return _ask(base.env_method, OWN_METHODS[0])
+    return [_simulator_state(data) for data in _ask(base.get_attr, "data")]
 
 
 def _generators(base: VecEnv) -> list[Any]:
@@ -131,12 +142,12 @@ def _generators(base: VecEnv) -> list[Any]:
     """
     if getattr(base, "closed", False) or getattr(base, "waiting", False):
         raise Unavailable("they are closed, or in the middle of a step")
-    generators = base.get_attr("np_random")
+    generators = _ask(base.get_attr, "np_random")
     return [generator.bit_generator.state if isinstance(generator, np.random.Generator) else None for generator in generators]
 
 
 def _set_generators(base: VecEnv, states: list[Any]) -> None:
-    for index, (generator, state) in enumerate(zip(base.get_attr("np_random"), states, strict=True)):
+    for index, (generator, state) in enumerate(zip(_ask(base.get_attr, "np_random"), states, strict=True)):
         if state is not None:
             generator.bit_generator.state = state
             base.env_method("set_wrapper_attr", "np_random", generator, indices=[index])
@@ -144,7 +155,7 @@ def _set_generators(base: VecEnv, states: list[Any]) -> None:
 
 def _wrapper_names(base: VecEnv) -> list[str]:
     """Wrappers of the first environment, outermost first: ``<Monitor<TimeLimit<HopperEnv<Hopper-v5>>>>``."""
-    text = base.env_method("__str__", indices=[0])[0]
+    text = _ask(base.env_method, "__str__", indices=[0])[0]
     names = re.findall(r"<(\w+)", text)
     return names[: -1 if text.rstrip(">").endswith(" instance") else -2]
 
