@@ -224,7 +224,7 @@ class PolyGRAD(Saving):
         self.world_model = build_world_model(
             self.world_model_name, obs_dim, action_low, action_high, self.horizon, self.world_model_kwargs
         ).to(self.device)
-        if self.policy_update == "pathwise" and not self.world_model.differentiable:
+        if self.policy_update == "pathwise" and self.world_model.imagine_expected is None:
             raise ValueError(
                 f"policy_update='pathwise' needs gradients, and world_model={self.world_model_name!r} has none with these "
                 "world_model_kwargs: choose policy_update='ppo', or leave it to the default"
@@ -439,7 +439,9 @@ class PolyGRAD(Saving):
         self.policy.set_training_mode(False)  # as in acting: gradients do not mind
         self.world_model.eval()
         start, view = self.replay_buffer.sample_observations(self.n_imagined), self._view
-        return self.world_model.imagine_expected(
+        imagine_expected = self.world_model.imagine_expected
+        assert imagine_expected is not None, "checked when the model was set up"
+        return imagine_expected(
             start.to(self.device), lambda observations: self._distribution(view.observations(observations))
         )
 
@@ -549,7 +551,7 @@ class PolyGRAD(Saving):
     @property
     def _update_name(self) -> str:
         if self.policy_update is None:
-            return "pathwise" if self.world_model.differentiable else "ppo"
+            return "ppo" if self.world_model.imagine_expected is None else "pathwise"
         return self.policy_update
 
     def _present_update(self) -> PolicyUpdate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch as th
 from torch import nn
@@ -28,6 +28,12 @@ class Context(NamedTuple):
     actions: th.Tensor
 
 
+class Imagine(Protocol):
+    """See :meth:`WorldModel.imagine`."""
+
+    def __call__(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory: ...
+
+
 class WorldModel(nn.Module, ABC):
     """
     A model of an environment's dynamics, rewards and endings.
@@ -45,8 +51,6 @@ class WorldModel(nn.Module, ABC):
     """Whether :meth:`imagine` may be replayed as a CUDA graph: see :class:`~sb3_polygrad.core.capture.Captured`."""
     cuda_graphs: bool = True
     """Whether CUDA graphs are wanted; a model that captures its :meth:`fit` looks at it."""
-    differentiable: bool = False
-    """Whether there is :meth:`imagine_expected`."""
     optimizer: th.optim.Optimizer
     window: int
     """Steps of the windows that :meth:`fit` takes."""
@@ -95,21 +99,16 @@ class WorldModel(nn.Module, ABC):
         :raises RuntimeError: if the model was never fitted
         """
 
-    def imagine_expected(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
+    @property
+    def imagine_expected(self) -> Imagine | None:
         """
-        Imagine as :meth:`imagine` does, with gradients with respect to the actions (straight through draws of classes).
+        Like :meth:`imagine`, but with gradients with respect to the actions (straight through draws of classes). None for a
+        model that has none, the default.
 
-        What is drawn without one is not drawn: ``terminals`` are the probabilities that a step that is taken ends the episode,
-        and ``mask`` is the probability that it is taken.
-
-        :param start: ``(batch, obs_dim)``
-        :param policy: observations to the distribution of actions
-        :param context: what happened before
-        :return: the trajectories
-        :raises NotImplementedError: if the model is not :attr:`differentiable`
-        :raises RuntimeError: if the model was never fitted
+        What is drawn without a gradient is not drawn: ``terminals`` are the probabilities that a step that is taken ends the
+        episode, and ``mask`` is the probability that it is taken.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot imagine with gradients")
+        return None
 
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """

@@ -15,7 +15,7 @@ from sb3_polygrad.core.normalizer import RunningNormalizer
 from sb3_polygrad.core.optimizing import step_if
 from sb3_polygrad.core.precision import tensor_cores
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
-from sb3_polygrad.world_models.base import Context, PolicyFn, WorldModel
+from sb3_polygrad.world_models.base import Context, Imagine, PolicyFn, WorldModel
 
 
 class FitSettings(NamedTuple):
@@ -214,15 +214,12 @@ class StandardizedWorldModel(WorldModel, ABC):
         return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))
 
     @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """See :attr:`WorldModel.differentiable`: those that say how probable an ending is, and do not draw it."""
-        return self.ending_is_probability
+    def imagine_expected(self) -> Imagine | None:
+        """See :attr:`WorldModel.imagine_expected`: for models that say how probable an ending is, and do not draw it."""
+        return self._imagine_expected if self.ending_is_probability else None
 
     @tensor_cores()
-    def imagine_expected(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
-        """See :meth:`WorldModel.imagine_expected`."""
-        if not self.differentiable:
-            return super().imagine_expected(start, policy, context)
+    def _imagine_expected(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
         self._check_fitted()
         observations, actions, rewards, endings = self._decode(self._imagine(start, policy, context), start)
         terminals = endings.clamp(0.0, 1.0)
