@@ -1,4 +1,4 @@
-"""PolyGRAD: the one place where Stable-Baselines3 and a world model meet."""
+"""PolyGRAD: where Stable-Baselines3 and a world model meet. How it steps, imagines and is saved is beside it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
-from torch.distributions import Normal
 
 from sb3_polygrad.checks import check_arguments, check_spaces
+from sb3_polygrad.collecting import Collecting
 from sb3_polygrad.core.capture import Captured
 from sb3_polygrad.core.controllers import adapted_share
 from sb3_polygrad.core.on_policy import action_diagnostics, action_std, standardized_actions
 from sb3_polygrad.core.pace import PaceWarning
 from sb3_polygrad.core.trajectory import Trajectory, all_finite
 from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
+from sb3_polygrad.imagining import Imagining
 from sb3_polygrad.policy.deferred_means import DeferredMeans
 from sb3_polygrad.policy.imagined_rollout_buffer import ImaginedRolloutBuffer
 from sb3_polygrad.policy.policies import PolyGRADPolicy
-from sb3_polygrad.policy.real_steps import has_simulator_states, simulator_states, true_successors
 from sb3_polygrad.policy.update import A2CUpdate, Learner, LossSettings, PathwiseUpdate, PolicyUpdate, PPOUpdate
 from sb3_polygrad.policy.vec_normalize import VecNormalizeView
 from sb3_polygrad.saving import Saving
@@ -40,7 +39,7 @@ MAX_FAULTY_UPDATES = 100
 SelfPolyGRAD = TypeVar("SelfPolyGRAD", bound="PolyGRAD")
 
 
-class PolyGRAD(Saving):
+class PolyGRAD(Collecting, Imagining, Saving):
     """
     World Models via Policy-Guided Trajectory Diffusion (Rigter et al., https://arxiv.org/abs/2312.08533), Algorithm 3.
 
@@ -248,107 +247,6 @@ class PolyGRAD(Saving):
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         """No recommendation: unlike A2C and PPO, this algorithm has work for a GPU."""
 
-    # ------------------------------------------------------------------ real steps
-
-    def _setup_learn(
-        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
-    ) -> tuple[int, BaseCallback]:
-        if self._in_step:
-            self._last_obs = None  # the environments have moved on, no one knows where to
-            self._in_step = False
-        if reset_num_timesteps or self._last_obs is None:
-            self.replay_buffer.interrupt()  # the environments are about to be reset
-        if reset_num_timesteps:
-            self._rollout_step = 0
-        self._pace = PaceWarning()
-        self._seen_normalized = self._vec_normalize_env is not None
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
-
-    @property
-    def _in_prefill(self) -> bool:
-        """Too little is known to learn from. (The buffer decides, not num_timesteps: a second learn() goes on at once.)"""
-        buffer = self.replay_buffer
-        capacity = buffer.capacity * buffer.n_envs
-        if buffer.n_windows == 0 and len(buffer) >= min(2 * self.learning_starts, capacity):
-            buffer.sample(1)  # says what is wrong
-        return len(buffer) < min(self.learning_starts, capacity) or buffer.n_windows == 0
-
-    def _act(self) -> np.ndarray:
-        """Actions for the present observations, before clipping: random until something was learnt."""
-        if self._in_prefill and self._n_updates == 0:
-            return np.array([self.action_space.sample() for _ in range(self.n_envs)])
-        with th.no_grad():
-            actions = self.policy._predict(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
-        return actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-
-    def collect_rollouts(  # type: ignore[override]
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: ImaginedRolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """
-        Real steps into ``replay_buffer`` (Algorithm 3, lines 4 and 5); ``rollout_buffer`` is left alone.
-
-        :param env: the training environment
-        :param callback: called after each step
-        :param rollout_buffer: unused, holds imagined data
-        :param n_rollout_steps: steps per environment
-        :return: False if the callback asked to stop
-        :raises ValueError: if the environment produces a value that is not finite; nothing of that step is stored
-        """
-        assert self._last_obs is not None, "No previous observation was provided"
-        self.policy.set_training_mode(False)
-        callback.on_rollout_start()
-        readable = has_simulator_states(env)
-        while self._rollout_step < n_rollout_steps:  # after an interruption, what is left of them
-            actions = self._act()
-            clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
-            states = simulator_states(env) if readable else None
-            self._in_step = True
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self.num_timesteps += env.num_envs
-            # Stored before the callback may stop the run or save it: no real step is lost.
-            self._store_steps(clipped_actions, new_obs, rewards, dones, infos, states)  # type: ignore[arg-type]
-            self._update_info_buffer(infos, dones)
-            self._rollout_step += 1
-            self._in_step = False
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def _store_steps(
-        self,
-        actions: np.ndarray,
-        new_obs: np.ndarray,
-        rewards: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-        states: np.ndarray | None,
-    ) -> None:
-        """One step of every environment into the buffer, in the environment's own units."""
-        wrapper = self._vec_normalize_env
-        if wrapper is None:
-            self._last_original_obs, new_original_obs = self._last_obs, new_obs  # type: ignore[assignment]
-        else:
-            new_original_obs, rewards = wrapper.get_original_obs(), wrapper.get_original_reward()  # type: ignore[assignment]
-        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones
-        try:
-            self.replay_buffer.add(
-                self._last_original_obs.reshape(self.n_envs, -1),  # type: ignore[union-attr]
-                actions.reshape(self.n_envs, -1),
-                rewards,
-                true_successors(new_original_obs, dones, infos, wrapper).reshape(self.n_envs, -1),
-                dones & ~truncated,
-                truncated,
-                states,
-            )
-        except ValueError:
-            self._last_obs = None  # the environments have moved on: whoever goes on after this error begins with a reset
-            raise
-        self._n_unobserved += 1
-        self._last_obs, self._last_original_obs, self._last_episode_starts = new_obs, new_original_obs, dones
-
     # ------------------------------------------------------------------ learning
 
     def train(self) -> None:
@@ -408,83 +306,10 @@ class PolyGRAD(Saving):
         self._means.record("world_model", {**metrics, "skipped": skipped / n_steps})
         return skipped / n_steps
 
-    def imagine(self, n_trajectories: int, start: th.Tensor | None = None) -> Trajectory:
-        """
-        Imagine trajectories under the present policy (Algorithm 3, line 7).
-
-        :param n_trajectories: how many
-        :param start: ``(n_trajectories, obs_dim)`` start observations in the environment's units; drawn from
-            ``replay_buffer`` if not given
-        :return: the trajectories, in the environment's units, on the device
-        :raises RuntimeError: if the world model was not fitted yet, or the ``VecNormalize`` that the policy needs is missing
-        :raises ValueError: if ``start`` has another length
-        """
-        if self._seen_normalized and self._vec_normalize_env is None:
-            raise RuntimeError("the policy was trained under VecNormalize: load the model with its environment to imagine")
-        if start is None:
-            start = self.replay_buffer.sample_observations(n_trajectories)
-        elif len(start) != n_trajectories:
-            raise ValueError(f"start has {len(start)} observations, but n_trajectories={n_trajectories}: they must agree")
-        self.policy.set_training_mode(False)
-        self.world_model.eval()
-        start, view = start.to(self.device), self._view
-        if not (self.cuda_graphs and self.world_model.capturable):
-            return self._imagine_from(start)
-        return self._imagining(start, key=view.settings)
-
     def _imagine_to_learn(self) -> Trajectory:
         """Algorithm 3, line 7: with gradients, if the update wants them."""
-        if self._update_name != "pathwise":
-            return self.imagine(self.n_imagined)
-        self.policy.set_training_mode(False)  # as in acting: gradients do not mind
-        self.world_model.eval()
-        start, view = self.replay_buffer.sample_observations(self.n_imagined), self._view
-        imagine_expected = self.world_model.imagine_expected
-        assert imagine_expected is not None, "checked when the model was set up"
-        return imagine_expected(
-            start.to(self.device), lambda observations: self._distribution(view.observations(observations))
-        )
-
-    def _imagine_from(self, start: th.Tensor) -> Trajectory:
-        view = self._kept_view
-        assert view is not None
-        return self.world_model.imagine(start, lambda observations: self._distribution(view.observations(observations)))
-
-    def _imagined_by(self) -> list[th.Tensor]:
-        """All tensors that an imagined batch depends on, besides its start."""
-        assert self._kept_view is not None
-        policy = (*self.policy.parameters(), *self.policy.buffers(), self._kept_view.mean, self._kept_view.std)
-        return [*self.world_model.imagined_by(), *policy]
-
-    def standardized_actions(self, trajectory: Trajectory) -> th.Tensor:
-        """
-        Eq. 9 for imagined actions under the present policy: independent N(0, 1) if they are its draws.
-
-        :param trajectory: as :meth:`imagine` returned it
-        :return: ``(batch, horizon, action_dim)``
-        """
-        with th.no_grad():
-            normal = self._distribution(self._view.observations(trajectory.observations[:, :-1]))
-        return standardized_actions(trajectory, normal.mean, normal.stddev)
-
-    @property
-    def _view(self) -> VecNormalizeView:
-        """VecNormalize as it is now; the same tensors every time, as long as the environment has the same wrapper."""
-        if self._kept_view is None or self._kept_view.wrapper is not self._vec_normalize_env:
-            self._kept_view = VecNormalizeView(self._vec_normalize_env, self.device)
-        self._kept_view.refresh()
-        return self._kept_view
-
-    def _distribution(self, observations: th.Tensor) -> Normal:
-        """The policy at observations ``(..., obs_dim)`` as it sees them, shaped ``(..., action_dim)``."""
-        lead = observations.shape[:-1]
-        normal = self.policy.get_distribution(self._to_policy(observations)).distribution
-        assert isinstance(normal, Normal)
-        return Normal(normal.mean.view(*lead, -1), normal.stddev.view(*lead, -1), validate_args=False)
-
-    def _to_policy(self, observations: th.Tensor) -> th.Tensor:
-        """Flat observations ``(..., obs_dim)`` to the shape that the policy expects."""
-        return observations.reshape(-1, *self.observation_space.shape)  # type: ignore[misc]
+        imagine = self._imagine_expected if self._update_name == "pathwise" else self.imagine
+        return imagine(self.n_imagined)
 
     def _learn_from(self, trajectory: Trajectory) -> str | None:
         """
