@@ -83,8 +83,8 @@ class Saving(OnPolicyAlgorithm):
         :param path: file; it contains pickles, so only load one that you trust
         :param args: as in SB3
         :param kwargs: as in SB3
-        :raises ValueError: if the file is damaged, or another ``world_model``, ``world_model_kwargs`` or ``horizon`` is given
-            than was saved
+        :raises ValueError: if the file is damaged or its networks are those of another version, or another ``world_model``,
+            ``world_model_kwargs`` or ``horizon`` is given than was saved
         """
         if isinstance(path, (str, pathlib.Path)):
             path = existing(path, "zip")
@@ -95,7 +95,15 @@ class Saving(OnPolicyAlgorithm):
         overrides = [name for name in kwargs if name not in of_load]
         for name in overrides:
             choose("load", name, set(inspect.signature(cls.__init__).parameters) - {"self"})
-        model = super().load(path, *args, **kwargs)
+        try:
+            model = super().load(path, *args, **kwargs)
+        except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
+            raise ValueError(
+                f"the networks in {path} are not those of this version of sb3_polygrad: load it with the version that saved it, "
+                "or, if they are of your own classes, with these as they were"
+            ) from error
         for name, value in given.items():
             saved = getattr(model, fixed[name])
             if (value or {}) != (saved or {}):

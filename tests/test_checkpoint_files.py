@@ -169,6 +169,21 @@ def test_a_damaged_buffer_is_refused(tmp_path: Path, damage: Any) -> None:
         model.load_replay_buffer(tmp_path / "buffer")
 
 
+def test_networks_of_another_version_are_named(tmp_path: Path) -> None:
+    tiny_model(PointEnv()).save(tmp_path / "now.zip")
+    with zipfile.ZipFile(tmp_path / "now.zip") as now, zipfile.ZipFile(tmp_path / "before.zip", "w") as before:
+        for name in now.namelist():
+            content = now.read(name)
+            if name == "policy.pth":
+                state = th.load(io.BytesIO(content), weights_only=True)
+                file = io.BytesIO()
+                th.save({key: value for key, value in state.items() if not key.startswith("actor_average")}, file)
+                content = file.getvalue()
+            before.writestr(name, content)
+    with pytest.raises(ValueError, match=r"before\.zip are not those of this version.*the version that saved it"):
+        PolyGRAD.load(tmp_path / "before.zip")
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         PolyGRAD.resume(tmp_path, PointEnv())
