@@ -101,7 +101,7 @@ class Saving(OnPolicyAlgorithm):
             if "state_dict" not in str(error):
                 raise
             raise ValueError(
-                f"the networks in {path} are not those of this version of sb3_polygrad: load it with the version that saved it, "
+                f"the networks in {path} are not those of this version of sb3_polygrad: load it with the one that saved it, "
                 "or, if they are of your own classes, with these as they were"
             ) from error
         for name, value in given.items():

@@ -180,7 +180,7 @@ def test_networks_of_another_version_are_named(tmp_path: Path) -> None:
                 th.save({key: value for key, value in state.items() if not key.startswith("actor_average")}, file)
                 content = file.getvalue()
             before.writestr(name, content)
-    with pytest.raises(ValueError, match=r"before\.zip are not those of this version.*the version that saved it"):
+    with pytest.raises(ValueError, match=r"before\.zip are not those of this version.*the one that saved it"):
         PolyGRAD.load(tmp_path / "before.zip")
 
 
