@@ -127,6 +127,7 @@ def parts(name: str, dtype: str, args: argparse.Namespace) -> Iterable[dict[str,
 
     rows = model.batch_size
     yield {"part": "fit", **labels, "batch": rows, **part(fit, rows, width, dtype, args.device)}
+    # Of a batch that was just imagined, since there is no going back through the same one twice: not to be added to "imagine".
     update = lambda: model._learn_from(model._imagine_to_learn())  # noqa: E731
     yield {"part": "learn", **labels, **part(update, n, width, dtype, args.device)}
 
