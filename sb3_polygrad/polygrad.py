@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from torch.distributions import Normal
 
 from sb3_polygrad.checks import check_arguments, check_spaces
 from sb3_polygrad.collecting import Collecting
@@ -321,39 +322,14 @@ class PolyGRAD(Collecting, Imagining, Saving):
             self.logger.record_mean("imagination/skipped", 1.0)
             return "the imagined trajectories"
         self.logger.record_mean("imagination/skipped", 0.0)
-        view = self._kept_view  # as it was when this was imagined
-        assert view is not None
-        observations, rewards = view.observations(trajectory.observations), view.rewards(trajectory.rewards)
-        with th.no_grad():
-            normal = self._distribution(observations[:, :-1])
-            log_probs = normal.log_prob(trajectory.actions).sum(dim=-1)
-        values = self.policy.predict_target_values(self._to_policy(observations)).view(observations.shape[:2])
-        policy_observations = observations[:, :-1].unflatten(2, self.observation_space.shape)  # type: ignore[arg-type]
-        self.rollout_buffer.fill(trajectory._replace(rewards=rewards), policy_observations, values, log_probs)
-
-        policy = self.policy
-        policy.set_training_mode(True)
-        learner = Learner(
-            policy.evaluate_actions,
-            policy.predict_values,
-            lambda observations: policy.get_distribution(observations).entropy(),
-            policy.actor_parameters(),
-            policy.critic_parameters(),
-            policy.optimizer,
-        )
-        settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
-        metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
+        normal, values = self._fill_rollout_buffer(trajectory)
+        metrics = self._update_policy()
         self.rollout_buffer.detach()
         trajectory = Trajectory(*(tensor.detach() for tensor in trajectory))
-        policy.update_averages()
-        if self.learning_rate_adaptation > 0.0 and "step_scale" in metrics:
-            self._learning_rate_share = adapted_share(
-                self._learning_rate_share, float(metrics["step_scale"]), self.learning_rate_adaptation
-            )
 
         standardized = standardized_actions(trajectory, normal.mean, normal.stddev)
         adapted = self.world_model.adapt(action_std(standardized, trajectory.mask), normal.stddev)
-        self._means.record("train", {**metrics, "std": policy.relative_std.mean()})
+        self._means.record("train", {**metrics, "std": self.policy.relative_std.mean()})
         self._means.record("imagination", action_diagnostics(standardized, trajectory), leave_out_nan=True)
         n_steps = trajectory.mask.sum()
         self._means.record(
@@ -366,12 +342,51 @@ class PolyGRAD(Collecting, Imagining, Saving):
                 "value_mean": values.detach().mean(),
             },
         )
-        if not all_finite(policy.parameters()):  # an optimiser's own doing
+        if not all_finite(self.policy.parameters()):  # an optimiser's own doing
             raise ValueError(
                 f"the optimiser made parameters of the policy not finite: lower learning_rate={self.learning_rate} or "
                 f"critic_learning_rate={self.critic_learning_rate}, or look at optimizer_kwargs in policy_kwargs"
             )
         return "the gradients of policy and critic" if float(metrics["skipped"]) == 1.0 else None
+
+    def _fill_rollout_buffer(self, trajectory: Trajectory) -> tuple[Normal, th.Tensor]:
+        """
+        The imagined batch in the units of policy and critic, with its advantages and returns.
+
+        :return: the policy's distributions ``(n_imagined, horizon, action_dim)``, without gradients, and the target critic's
+            values ``(n_imagined, horizon + 1)``
+        """
+        view = self._kept_view  # as it was when this was imagined
+        assert view is not None
+        observations, rewards = view.observations(trajectory.observations), view.rewards(trajectory.rewards)
+        with th.no_grad():
+            normal = self._distribution(observations[:, :-1])
+            log_probs = normal.log_prob(trajectory.actions).sum(dim=-1)
+        values = self.policy.predict_target_values(self._to_policy(observations)).view(observations.shape[:2])
+        policy_observations = observations[:, :-1].unflatten(2, self.observation_space.shape)  # type: ignore[arg-type]
+        self.rollout_buffer.fill(trajectory._replace(rewards=rewards), policy_observations, values, log_probs)
+        return normal, values
+
+    def _update_policy(self) -> dict[str, th.Tensor]:
+        """Policy and critic from what is in ``rollout_buffer``; then their averages, and the learning rate's share."""
+        policy = self.policy
+        policy.set_training_mode(True)
+        learner = Learner(
+            policy.evaluate_actions,
+            policy.predict_values,
+            lambda observations: policy.get_distribution(observations).entropy(),
+            policy.actor_parameters(),
+            policy.critic_parameters(),
+            policy.optimizer,
+        )
+        settings = LossSettings(self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage)
+        metrics = self._present_update()(learner, self.rollout_buffer.get, settings)
+        policy.update_averages()
+        if self.learning_rate_adaptation > 0.0 and "step_scale" in metrics:
+            self._learning_rate_share = adapted_share(
+                self._learning_rate_share, float(metrics["step_scale"]), self.learning_rate_adaptation
+            )
+        return metrics
 
     @property
     def _update_name(self) -> str:
