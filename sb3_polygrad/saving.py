@@ -97,17 +97,20 @@ class Saving(OnPolicyAlgorithm):
             choose("load", name, set(inspect.signature(cls.__init__).parameters) - {"self"})
         try:
             model = super().load(path, *args, **kwargs)
-        except RuntimeError as error:
-            if "state_dict" not in str(error):
+        except (RuntimeError, ValueError) as error:
+            if "state_dict" not in str(error) and "parameter group" not in str(error):
                 raise
             raise ValueError(
-                f"the networks in {path} are not those of this version of sb3_polygrad: load it with the one that saved it, "
-                "or, if they are of your own classes, with these as they were"
+                f"the networks in {path}, or their optimiser, are not those of this version of sb3_polygrad: load it with the "
+                "one that saved it, with classes of your own as they were, and custom_objects that change no shapes"
             ) from error
         for name, value in given.items():
             saved = getattr(model, fixed[name])
             if (value or {}) != (saved or {}):
-                raise ValueError(f"the saved model has {name}={saved!r}, which cannot be changed to {value!r}: leave it out")
+                raise ValueError(
+                    f"the saved model has {name}={saved!r}, which cannot be changed to {value!r}: leave it out, or where a "
+                    f"settings file of the zoo has it, pass -params {name}:{saved!r}"
+                )
         # Custom objects stand for what is not needed (the zoo's enjoy puts 0 for every schedule): not to be judged.
         if overrides and not kwargs.get("custom_objects"):
             check_arguments(model)  # type: ignore[arg-type]

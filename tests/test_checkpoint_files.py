@@ -169,18 +169,34 @@ def test_a_damaged_buffer_is_refused(tmp_path: Path, damage: Any) -> None:
         model.load_replay_buffer(tmp_path / "buffer")
 
 
-def test_networks_of_another_version_are_named(tmp_path: Path) -> None:
+def without_average(state: dict[str, Any]) -> None:
+    """A policy as it was before there was an average of the actors."""
+    for name in [name for name in state if name.startswith("actor_average")]:
+        del state[name]
+
+
+def one_group(state: dict[str, Any]) -> None:
+    """An optimiser with one learning rate for all."""
+    del state["param_groups"][1:]
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("policy", without_average), ("policy.optimizer", one_group)],
+)
+def test_networks_of_another_version_are_refused(tmp_path: Path, part: str, change: Any) -> None:
     tiny_model(PointEnv()).save(tmp_path / "now.zip")
     with zipfile.ZipFile(tmp_path / "now.zip") as now, zipfile.ZipFile(tmp_path / "before.zip", "w") as before:
         for name in now.namelist():
             content = now.read(name)
-            if name == "policy.pth":
+            if name == f"{part}.pth":
                 state = th.load(io.BytesIO(content), weights_only=True)
+                change(state)
                 file = io.BytesIO()
-                th.save({key: value for key, value in state.items() if not key.startswith("actor_average")}, file)
+                th.save(state, file)
                 content = file.getvalue()
             before.writestr(name, content)
-    with pytest.raises(ValueError, match=r"before\.zip are not those of this version.*the one that saved it"):
+    with pytest.raises(ValueError, match=r"before\.zip, or their optimiser, are not those of this version"):
         PolyGRAD.load(tmp_path / "before.zip")
 
 
