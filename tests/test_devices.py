@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_polygrad import PolyGRAD, polygrad
+from sb3_polygrad import PolyGRAD, learning
 from sb3_polygrad.policy import update
 from sb3_polygrad.policy.deferred_means import DeferredMeans
 from sb3_polygrad.world_models import standardized
@@ -59,7 +59,7 @@ def test_learning_stays_on_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     move(model)
     model.set_logger(Logger(None, []))
     # The two places at the edges of an update where the host does ask, and the fused steps.
-    monkeypatch.setattr(polygrad, "all_finite", lambda tensors: all(tensor.device == META for tensor in tensors))
+    monkeypatch.setattr(learning, "all_finite", lambda tensors: all(tensor.device == META for tensor in tensors))
     monkeypatch.setattr(th.Tensor, "__float__", lambda tensor: 0.5)
     for module in (standardized, update):
         monkeypatch.setattr(module, "step_if", lambda usable, optimizer: optimizer.step())

@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_polygrad import PolyGRAD, polygrad
+from sb3_polygrad import PolyGRAD, learning
 from sb3_polygrad.core.arguments import check_types
 from tests.test_polygrad import VARIANTS, recorded
 from tests.toys import PointEnv, equal_trees, tiny_model
@@ -120,7 +120,7 @@ def test_skipped_steps_of_the_world_model_are_counted() -> None:
 
 @pytest.mark.parametrize("where", ["world model", "policy"])
 def test_a_fault_that_stays_ends_the_run_after_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.setattr(polygrad, "MAX_FAULTY_UPDATES", 5)
+    monkeypatch.setattr(learning, "MAX_FAULTY_UPDATES", 5)
     model = trained({})
     model.set_logger(Logger(str(tmp_path / "logs"), []))
     if where == "world model":
@@ -148,7 +148,7 @@ def spoil(model: PolyGRAD) -> Callable[..., None]:
 
 
 def test_faults_that_pass_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polygrad, "MAX_FAULTY_UPDATES", 3)
+    monkeypatch.setattr(learning, "MAX_FAULTY_UPDATES", 3)
     model = trained({})
     imagine, calls = model.world_model.imagine, []
 

@@ -26,7 +26,8 @@ BELOW = {
     "collecting": {"core", "policy"},
     "imagining": {"core", "policy", "world_models"},
     "callbacks": {"saving"},
-    "polygrad": {"core", "policy", "world_models", "checks", "saving", "collecting", "imagining"},
+    "learning": {"core", "policy", "saving", "collecting", "imagining"},
+    "polygrad": {"core", "policy", "world_models", "checks", "learning"},
 }
 KNOW_SB3 = {
     "policy",
@@ -34,6 +35,7 @@ KNOW_SB3 = {
     "saving",
     "collecting",
     "imagining",
+    "learning",
     "callbacks",
     "polygrad",
     "hyperparams_loader",

@@ -235,7 +235,7 @@ def test_features_belong_to_the_actor_and_imagination_is_no_training(share: bool
 
 def test_an_actor_that_never_learns_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sb3_polygrad.polygrad.MAX_FAULTY_UPDATES", 5)
+    monkeypatch.setattr("sb3_polygrad.learning.MAX_FAULTY_UPDATES", 5)
     model = tiny_model(PointEnv(), policy_update="pathwise", world_model_kwargs=dict(n_levels=1))
     model.policy.action_net.bias.register_hook(lambda gradient: gradient * th.nan)
     with pytest.raises(ValueError, match="gradients of policy and critic were not finite"):
