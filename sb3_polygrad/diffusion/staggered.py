@@ -96,34 +96,34 @@ class StaggeredSampler(nn.Module):
 
     def sample(self, task: Task) -> Sample:
         """See :class:`~sb3_polygrad.diffusion.base.Sampler`."""
-        states = th.randn(len(task.first), self.horizon + 1, task.first.shape[1], device=task.first.device)
-        states = _replaced(states, 0, task.first[:, None])
+        noise = th.randn(len(task.first), self.horizon + 1, task.first.shape[1], device=task.first.device)
+        # A tensor (batch, 1, ...) for every state and action: with gradients a sequence cannot be written into.
+        states = [task.first[:, None], *noise[:, 1:].split(1, dim=1)]
         # Before anything is known, every state is taken for the first one; the first action is final already.
-        actions = draw(task.policy(task.first[:, None]), task.noise)
+        actions = list(draw(task.policy(states[0]), task.noise).split(1, dim=1))
         for m, begin, end in self._changing:
             # A Markov denoiser is asked about the states that change, any other about all; the one before those is clean.
             first, last = (begin, end) if task.markov else (1, self.horizon + 1)
-            steps, now = slice(first - 1, last - 1), slice(begin, last)
+            conditions = task.condition(th.cat(actions[first - 1 : last - 1], dim=1))
             level = self.levels[m : m + 1, first:last]
-            output = task.denoiser(states[:, first - 1 : last], task.condition(actions[:, steps]), level)
-            clean = task.bound(output[:, 1:][:, begin - first :])
-            moved = self.clean_weight[m, now] * clean + self.noisy_weight[m, now] * states[:, now]
-            states = _replaced(states, begin, moved)
+            output = task.denoiser(th.cat(states[first - 1 : last], dim=1), conditions, level)
+            clean = task.bound(output[:, 1 + begin - first :])
+            states[begin:end] = self._moved(m, begin, states[begin:end], clean[:, : end - begin]).split(1, dim=1)
             # An action is drawn anew while its state still changes. (None is taken in the last state.)
             acting = slice(begin, min(last, self.horizon))
             if begin < self.horizon:
                 drawn = draw(task.policy(clean[:, : acting.stop - begin]), task.noise[:, acting])
-                actions = _replaced(actions, begin, drawn)
-        return Sample(states, actions)
+                actions[acting] = drawn.split(1, dim=1)
+        return Sample(th.cat(states, dim=1), th.cat(actions, dim=1))
+
+    def _moved(self, iteration: int, begin: int, states: list[th.Tensor], clean: th.Tensor) -> th.Tensor:
+        """The states that begin at ``begin`` after a DDIM step to their clean estimates; with K = 1 they are these."""
+        if self.n_levels == 1:
+            return clean
+        now = slice(begin, begin + len(states))
+        return self.clean_weight[iteration, now] * clean + self.noisy_weight[iteration, now] * th.cat(states, dim=1)
 
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """Nothing to tune."""
         return {}
 
-
-def _replaced(sequence: th.Tensor, begin: int, part: th.Tensor) -> th.Tensor:
-    """The sequence ``(batch, length, channels)`` with a part from ``begin`` on replaced; in place, if without gradients."""
-    if not th.is_grad_enabled():
-        sequence[:, begin : begin + part.shape[1]] = part
-        return sequence
-    return th.cat([sequence[:, :begin], part, sequence[:, begin + part.shape[1] :]], dim=1)
