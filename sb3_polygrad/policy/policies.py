@@ -179,9 +179,9 @@ class PolyGRADPolicy(ActorCriticPolicy):
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
         assert isinstance(self.action_dist, DiagGaussianDistribution)
         mean = self._mean(self.action_net(latent_pi))
-        log_std = (self.half_range * (self.log_std.exp() + self.min_std)).log()
+        std = self.half_range * (self.log_std.exp() + self.min_std)
         # As SB3 makes it, without its look at every value, for which the host would have to wait.
-        self.action_dist.distribution = Normal(mean, th.ones_like(mean) * log_std.exp(), validate_args=False)
+        self.action_dist.distribution = Normal(mean, std.expand_as(mean), validate_args=False)
         return self.action_dist
 
     def _mean(self, output: th.Tensor) -> th.Tensor:
