@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sb3_polygrad.benchmark.curve_file import COLUMNS, read_rows
+from sb3_polygrad.benchmark.curve_file import COLUMNS, CurveFile, read_rows
 from sb3_polygrad.benchmark.evaluations import CLOCKS
 from sb3_polygrad.benchmark.provenance import provenance
 from sb3_polygrad.benchmark.single_run import Run, execute
@@ -108,6 +108,27 @@ def test_baselines_begin_anew(tmp_path: Path) -> None:
     short = curve(PPO, tmp_path)
     assert run(replace(PPO, steps=120), tmp_path) == "finished"
     assert curve(PPO, tmp_path)[:3] == short and len(curve(PPO, tmp_path)) == 4
+
+
+def test_an_interrupted_extension_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(PPO, tmp_path)
+    path = tmp_path / "out" / "ppo_Pendulum-v1_0.csv"
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    whole = CurveFile.append
+
+    def append(self: CurveFile, row: dict[str, Any]) -> None:
+        if row["timesteps"] == 60:
+            raise KeyboardInterrupt
+        whole(self, row)
+
+    longer = replace(PPO, steps=120)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CurveFile, "append", append)
+        run(longer, tmp_path)
+    assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
+    assert run(longer, tmp_path) == "finished"
+    assert len(curve(longer, tmp_path)) == 4 and notes(longer, tmp_path)["steps"] == 120
+    assert not list((tmp_path / "out" / "unfinished").iterdir())
 
 
 def test_evaluations_do_not_depend_on_the_algorithm(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ class CurveFile:
         """What was run, or None if nothing was."""
         return json.loads(self.notes_path.read_text()) if self.notes_path.is_file() else None
 
+    def read_rows(self) -> list[dict[str, str]]:
+        """See :func:`read_rows`; none if there is no file."""
+        return read_rows(self.path) if self.path.is_file() else []
+
     def begin(self, notes: dict[str, Any], rows: list[dict[str, str]]) -> None:
         """
         Begin the files anew; neither is ever half written.
@@ -56,6 +60,16 @@ class CurveFile:
         """
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow({**self.run, **row})
+
+    def move_to(self, other: CurveFile) -> None:
+        """
+        Put both files in the place of another's.
+
+        :param other: nothing is left of what it had; if it is this one, nothing happens
+        """
+        if other.path != self.path:
+            self.path.replace(other.path)
+            self.notes_path.replace(other.notes_path)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

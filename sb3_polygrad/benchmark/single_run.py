@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout  # comes with torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_polygrad.benchmark.algorithms import algorithm_class
-from sb3_polygrad.benchmark.curve_file import CurveFile, read_rows
+from sb3_polygrad.benchmark.curve_file import CurveFile
 from sb3_polygrad.benchmark.evaluations import Evaluations, Stopwatch
 from sb3_polygrad.checkpoint import NAME, checkpoints
 from sb3_polygrad.polygrad import PolyGRAD
@@ -105,15 +105,21 @@ def execute(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> str:
 
 def _execute(run: Run, file: CurveFile, store: Path, facts: dict[str, Any]) -> str:
     """:func:`execute`, when no one else does."""
-    notes = file.read_notes()
-    rows = read_rows(file.path) if file.path.is_file() else []
+    notes, rows = file.read_notes(), file.read_rows()
     _require_same(run, file, notes, bool(rows))
     if set(run.evaluated_at) <= {int(row["timesteps"]) for row in rows}:
         return "skipped"
 
     th.set_num_threads(run.threads)
+    # Rows that were made stay where they are until there are more of them.
+    kept, longer = file, CurveFile(file.path.parent / "unfinished" / file.path.name, run.rows_begin)
+    if longer.path.is_file():
+        file, notes, rows = longer, longer.read_notes(), longer.read_rows()
     checkpoint = _checkpoint(run, store, notes, rows)
     if checkpoint is None:
+        if rows:
+            file = longer
+            file.path.parent.mkdir(exist_ok=True)
         rows, begin = [], 0
         notes = {**facts, "id": uuid.uuid4().hex[:12], "threads": run.threads, "run": run.identity(), "continued": []}
         model: BaseAlgorithm = algorithm_class(run.algorithm)(
@@ -127,6 +133,7 @@ def _execute(run: Run, file: CurveFile, store: Path, facts: dict[str, Any]) -> s
         notes["continued"].append({"from": begin, **facts})
     file.begin({**notes, "steps": run.steps}, rows)
     _learn(run, model, file, store / f"{run.name}_{notes['id']}", Stopwatch(rows[-1] if rows else None))
+    file.move_to(kept)
     return "finished" if begin == 0 else f"finished from {begin} steps on"
 
 
