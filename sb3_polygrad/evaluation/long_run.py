@@ -1,0 +1,158 @@
+"""
+Who is too optimistic, the critic or the world model? Both beside what really comes, while a policy goes on learning from a model
+that learns nothing new.
+
+    python -m sb3_polygrad.evaluation.long_run --checkpoint runs/.../checkpoint_00027_27000_steps.zip --env Walker2d-v5 \
+        --out docs/results/long_run_walker2d
+
+No real step is added to a checkpoint and its world model stays as it is; policy and critic are updated from imagined batches as in
+:meth:`~sb3_polygrad.PolyGRAD.learn`. Every ``--every`` updates the policy (with its noise) acts for some real episodes. Writes
+``<out>.csv``, a row per measurement, about states of these:
+
+- ``value``: mean of the target critic
+- ``imagined``: mean discounted return in the world model, imagined for ``--steps`` steps from there under the present policy, horizon
+  after horizon
+- ``real``: mean discounted return that followed
+- ``episode_return``, ``episode_length``: of the real episodes
+
+``value`` far above ``imagined`` is the critic's doing, ``imagined`` far above ``real`` the world model's. (Not for runs under
+``VecNormalize``, whose values have other units.)
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.logger import Logger
+
+from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.polygrad import PolyGRAD
+
+
+class Episodes(NamedTuple):
+    """
+    :param observations: ``(n, obs_dim)`` that the policy acted in, of all episodes
+    :param returns: ``(n,)`` discounted, from there to the end of the episode
+    :param totals: undiscounted returns, one per episode
+    :param lengths: of the episodes
+    """
+
+    observations: th.Tensor
+    returns: th.Tensor
+    totals: list[float]
+    lengths: list[int]
+
+
+def real_episodes(model: PolyGRAD, env: gym.Env, n_episodes: int, cut: int = 300) -> Episodes:
+    """
+    :param model: whose policy acts, with its noise
+    :param env: where
+    :param n_episodes: how many
+    :param cut: of an episode that a time limit ended so many last steps are left out: what would have come is unknown
+    """
+    observations: list[np.ndarray] = []
+    returns: list[float] = []
+    totals, lengths = [], []
+    for episode in range(n_episodes):
+        observation, _ = env.reset(seed=episode)
+        seen, rewards, terminated, truncated = [], [], False, False
+        while not (terminated or truncated):
+            seen.append(observation)
+            action, _ = model.predict(observation, deterministic=False)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            rewards.append(float(reward))
+        following = [0.0]
+        for reward in reversed(rewards):
+            following.append(reward + model.gamma * following[-1])
+        n_known = len(seen) if terminated else max(len(seen) - cut, 1)
+        observations += seen[:n_known]
+        returns += following[:0:-1][:n_known]
+        totals.append(sum(rewards))
+        lengths.append(len(rewards))
+    return Episodes(th.as_tensor(np.array(observations)).float(), th.tensor(returns), totals, lengths)
+
+
+def imagined_returns(model: PolyGRAD, start: th.Tensor, n_steps: int) -> th.Tensor:
+    """
+    :param model: whose world model imagines
+    :param start: ``(n, obs_dim)``
+    :param n_steps: to imagine; what comes after them is left out
+    :return: ``(n,)`` discounted returns under the present policy
+    """
+    total, weight = th.zeros(len(start)), th.ones(len(start))
+    for _ in range(-(-n_steps // model.horizon)):
+        trajectory = model.imagine(len(start), start)
+        discounts = model.gamma ** th.arange(model.horizon)
+        total += weight * (trajectory.rewards * trajectory.mask * discounts).sum(dim=1)
+        weight = weight * model.gamma**model.horizon * (1.0 - trajectory.terminals[:, -1])
+        start = trajectory.observations[:, -1]
+    return total
+
+
+def measure(model: PolyGRAD, env: gym.Env, n_episodes: int, n_states: int, n_steps: int) -> dict[str, float]:
+    """
+    :param model: with a fitted world model
+    :param env: an environment of its own
+    :param n_episodes: real episodes
+    :param n_states: states of them that are looked at
+    :param n_steps: to imagine from each
+    :return: the columns at the head of this file
+    """
+    episodes = real_episodes(model, env, n_episodes)
+    chosen = th.as_tensor(np.random.default_rng(0).integers(len(episodes.observations), size=n_states))
+    start = episodes.observations[chosen]
+    with th.no_grad():
+        values = model.policy.predict_target_values(model._view.observations(start))
+    return {
+        "value": float(values.mean()),
+        "imagined": float(imagined_returns(model, start, n_steps).mean()),
+        "real": float(episodes.returns[chosen].mean()),
+        "episode_return": float(np.mean(episodes.totals)),
+        "episode_length": float(np.mean(episodes.lengths)),
+    }
+
+
+def study(args: argparse.Namespace) -> None:
+    """All measurements of all seeds."""
+    env, rows = gym.make(args.env), []
+    for seed in args.seeds:
+        model = PolyGRAD.resume(args.checkpoint, args.env, device="cpu")
+        model.set_logger(Logger(None, []))
+        th.manual_seed(seed)
+        for update in range(args.updates + 1):
+            if update % args.every == 0:
+                facts: dict[str, Any] = {"env": args.env, "timesteps": model.num_timesteps, "seed": seed, "updates": update}
+                rows.append(facts | measure(model, env, args.episodes, args.states, args.steps))
+                print({key: readable(value) for key, value in rows[-1].items()}, flush=True)
+                write_csv(args.out.with_suffix(".csv"), rows)
+            model._update_learning_rates()
+            model._learn_from(model._imagine_to_learn())
+    write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.evaluation.long_run", threads=args.threads))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="as PolyGRAD.save_checkpoint writes it, with its real steps")
+    parser.add_argument("--env", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of what is imagined")
+    parser.add_argument("--updates", type=int, default=600, help="of policy and critic")
+    parser.add_argument("--every", type=int, default=200, help="updates between measurements")
+    parser.add_argument("--episodes", type=int, default=10, help="real episodes per measurement")
+    parser.add_argument("--states", type=int, default=500, help="states of these that are looked at")
+    parser.add_argument("--steps", type=int, default=600, help="imagined from each")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
+    args = parser.parse_args()
+    th.set_num_threads(args.threads)
+    study(args)
+
+
+if __name__ == "__main__":
+    main()
