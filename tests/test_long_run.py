@@ -45,7 +45,7 @@ def test_real_returns_are_those_that_are_known(ends: bool) -> None:
     episodes = real_episodes(model, Falling(length=5) if ends else PointEnv(length=5), n_episodes=2, cut=3)
     assert episodes.lengths == [5, 5] and len(episodes.totals) == 2
     assert len(episodes.observations) == len(episodes.returns) == (10 if ends else 4)
-    rewards = -episodes.observations[1:, 0] ** 2
+    rewards = -(episodes.observations[1:, 0] ** 2)
     assert episodes.returns[0].item() == pytest.approx((rewards[0] + 0.9 * episodes.returns[1]).item(), rel=1e-5)
 
 

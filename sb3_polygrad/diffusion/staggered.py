@@ -126,4 +126,3 @@ class StaggeredSampler(nn.Module):
     def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
         """Nothing to tune."""
         return {}
-

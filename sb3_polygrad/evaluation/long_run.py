@@ -1,17 +1,17 @@
 """
-Who is too optimistic, the critic or the world model? Both beside what really comes, while a policy goes on learning from a model
-that learns nothing new.
+Who is too optimistic, the critic or the world model? Both beside what really comes, while a policy goes on learning from a
+model that learns nothing new.
 
     python -m sb3_polygrad.evaluation.long_run --checkpoint runs/.../checkpoint_00027_27000_steps.zip --env Walker2d-v5 \
         --out docs/results/long_run_walker2d
 
-No real step is added to a checkpoint and its world model stays as it is; policy and critic are updated from imagined batches as in
-:meth:`~sb3_polygrad.PolyGRAD.learn`. Every ``--every`` updates the policy (with its noise) acts for some real episodes. Writes
-``<out>.csv``, a row per measurement, about states of these:
+No real step is added to a checkpoint and its world model stays as it is; policy and critic are updated from imagined batches
+as in :meth:`~sb3_polygrad.PolyGRAD.learn`. Every ``--every`` updates the policy (with its noise) acts for some real episodes.
+Writes ``<out>.csv``, a row per measurement, about states of these:
 
 - ``value``: mean of the target critic
-- ``imagined``: mean discounted return in the world model, imagined for ``--steps`` steps from there under the present policy, horizon
-  after horizon
+- ``imagined``: mean discounted return in the world model, imagined for ``--steps`` steps from there under the present policy,
+  horizon after horizon
 - ``real``: mean discounted return that followed
 - ``episode_return``, ``episode_length``: of the real episodes
 
@@ -139,7 +139,9 @@ def study(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="as PolyGRAD.save_checkpoint writes it, with its real steps")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="as PolyGRAD.save_checkpoint writes it, with its real steps"
+    )
     parser.add_argument("--env", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of what is imagined")
     parser.add_argument("--updates", type=int, default=600, help="of policy and critic")
