@@ -164,7 +164,7 @@ class Learning(Collecting, Imagining, Saving):
         policy.set_training_mode(True)
         learner = Learner(
             policy.evaluate_actions,
-            policy.predict_values,
+            policy.predict_all_values,
             lambda observations: policy.get_distribution(observations).entropy(),
             policy.actor_parameters(),
             policy.critic_parameters(),

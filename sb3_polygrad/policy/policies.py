@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch as th
@@ -30,12 +32,23 @@ def _with_layer_norm(net: nn.Sequential) -> nn.Sequential:
 class _Chain(nn.Module):
     """The parts of the policy that make up the mean of the actions, or the value function: one module that can be averaged."""
 
-    def __init__(self, features_extractor: nn.Module, hidden: nn.Module, head: nn.Module) -> None:
+    def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
-        self.net = nn.Sequential(features_extractor, hidden, head)
+        self.net = nn.Sequential(*parts)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.net(observations)
+
+
+class _SideBySide(nn.Module):
+    """Critics of the same features: ``(batch, n_features)`` to ``(batch, n_critics)``."""
+
+    def __init__(self, critics: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(critics)
+
+    def forward(self, features: th.Tensor) -> th.Tensor:
+        return th.cat([critic(features) for critic in self.critics], dim=1)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -67,6 +80,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
         take thousands of updates to shrink
     :param actor_tau: share of the actor that enters its average at each update; 1 for no averaging
     :param critic_tau: share of the critic that enters the target critic at each update
+    :param n_critics: critics that learn side by side. What is bootstrapped from is the smallest of their targets' values: else
+        the policy goes where one of them errs upwards (Fujimoto et al., 2018)
     :param kwargs: every other argument of SB3's ``ActorCriticPolicy``, except ``use_sde`` and what belongs to it
     """
 
@@ -86,6 +101,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         log_std_rate: float = 2.0,
         actor_tau: float = 0.02,
         critic_tau: float = 0.1,
+        n_critics: int = 1,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("use_sde"):
@@ -99,10 +115,12 @@ class PolyGRADPolicy(ActorCriticPolicy):
                 raise ValueError(f"{name} must lie in (0, 1], got {tau}")
         if not 0.0 < log_std_rate < float("inf"):
             raise ValueError(f"log_std_rate must be positive, got {log_std_rate}")
+        if not (isinstance(n_critics, int) and n_critics >= 1):
+            raise ValueError(f"n_critics must be a whole number of at least 1, got {n_critics!r}")
         if isinstance(activation_fn, str):
             activation_fn = ACTIVATIONS[choose("policy_kwargs['activation_fn']", activation_fn, ACTIVATIONS)]
         self.layer_norm, self.min_std, self.log_std_rate = layer_norm, min_std, log_std_rate
-        self.actor_tau, self.critic_tau = actor_tau, critic_tau
+        self.actor_tau, self.critic_tau, self.n_critics = actor_tau, critic_tau, n_critics
         if net_arch is None:
             net_arch = dict(pi=[128, 128], vf=[128, 128])
         super().__init__(
@@ -133,6 +151,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         with th.no_grad():
             # exp(log_std) + min_std is the initial standard deviation that was asked for.
             self.log_std.copy_((self.log_std.exp() - self.min_std).log())
+        self.other_critics = nn.ModuleList(self._new_critic() for _ in range(self.n_critics - 1))
         self.critic_target = ExponentialAverage(self._critic(), 1.0 - self.critic_tau)
         self.actor_average = ExponentialAverage(self._actor(), 1.0 - self.actor_tau)
         # One optimiser with a group for each learning rate: actor, critic, log_std.
@@ -147,11 +166,25 @@ class PolyGRADPolicy(ActorCriticPolicy):
         return _Chain(self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net)
 
     def _critic(self) -> _Chain:
-        return _Chain(self.vf_features_extractor, self.mlp_extractor.value_net, self.value_net)
+        first = self.mlp_extractor.value_net, self.value_net
+        if self.n_critics == 1:
+            return _Chain(self.vf_features_extractor, *first)
+        return _Chain(self.vf_features_extractor, _SideBySide([nn.Sequential(*first), *self.other_critics]))
+
+    def _new_critic(self) -> nn.Sequential:
+        """Like the first one, with weights of its own."""
+        hidden, head = copy.deepcopy(self.mlp_extractor.value_net), copy.deepcopy(self.value_net)
+        for net, gain in ((hidden, 2.0**0.5), (head, 1.0)):
+            for module in net.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+                if self.ortho_init:
+                    self.init_weights(module, gain)
+        return nn.Sequential(hidden, head)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Parameters of the value function alone (a features extractor shared with the actor is not among them)."""
-        modules: list[nn.Module] = [self.mlp_extractor.value_net, self.value_net]
+        modules: list[nn.Module] = [self.mlp_extractor.value_net, self.value_net, self.other_critics]
         if not self.share_features_extractor:
             modules.append(self.vf_features_extractor)
         return [parameter for module in modules for parameter in module.parameters()]
@@ -171,6 +204,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
             log_std_rate=self.log_std_rate,
             actor_tau=self.actor_tau,
             critic_tau=self.critic_tau,
+            n_critics=self.n_critics,
             share_features_extractor=self.share_features_extractor,
             normalize_images=self.normalize_images,
         )
@@ -207,15 +241,31 @@ class PolyGRADPolicy(ActorCriticPolicy):
         """Standard deviation of the actions in units of the half-range, ``(action_dim,)``."""
         return self.log_std.detach().exp() + self.min_std
 
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """As SB3 has it, with the values of all critics, ``(batch, n_critics)``."""
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        return values if self.n_critics == 1 else self.predict_all_values(obs), log_prob, entropy
+
+    def predict_all_values(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        Values by all critics.
+
+        :param observations: ``(batch, *observation_shape)``
+        :return: ``(batch, n_critics)``; the first are those of ``predict_values``
+        """
+        features = self.extract_features(observations, self.vf_features_extractor)
+        first = self.value_net(self.mlp_extractor.forward_critic(features))
+        return th.cat([first, *(critic(features) for critic in self.other_critics)], dim=1)
+
     def predict_target_values(self, observations: PyTorchObs) -> th.Tensor:
         """
-        Values by the target critic.
+        Values by the target critics: the smallest of them.
 
         :param observations: ``(batch, *observation_shape)``
         :return: ``(batch,)``
         """
         assert isinstance(observations, th.Tensor)
-        return self.critic_target(observations.float()).squeeze(-1)
+        return self.critic_target(observations.float()).amin(dim=-1)
 
     def update_averages(self) -> None:
         """Move target critic and averaged actor by ``critic_tau`` and ``actor_tau``; the first time they become copies."""

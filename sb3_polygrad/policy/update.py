@@ -13,7 +13,7 @@ from sb3_polygrad.core.optimizing import step_if
 from sb3_polygrad.policy.samples import ImaginedRolloutBufferSamples
 
 Evaluate = Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor, th.Tensor | None]]
-"""Observations and actions to values ``(batch, 1)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``."""
+"""Observations and actions to values ``(batch, n_critics)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``."""
 
 
 Minibatches = Callable[[int | None], Iterator[ImaginedRolloutBufferSamples]]
@@ -26,7 +26,7 @@ class Learner:
     What an update changes.
 
     :param evaluate: the policy's ``evaluate_actions``
-    :param values: observations to values ``(batch, 1)``
+    :param values: observations to values ``(batch, n_critics)``
     :param entropies: observations to entropies of the policy ``(batch,)``
     :param actor: parameters of the actor
     :param critic: parameters of the critic
@@ -150,13 +150,13 @@ def gradient_step(
 
     :param learner: what to change
     :param policy_loss: scalar
-    :param values: ``(batch, 1)`` predictions of the critic
+    :param values: ``(batch, n_critics)`` predictions
     :param entropy: ``(batch,)`` of the policy
     :param samples: the minibatch
     :param loss: weights of the loss
     :return: the losses, and whether the step was skipped since the gradient was not finite
     """
-    value_loss = masked_mean((values.flatten() - samples.returns).square(), samples.mask)
+    value_loss = masked_mean((values - samples.returns[:, None]).square().mean(dim=1), samples.mask)
     assert entropy is not None, "imagination needs a policy whose entropy is known"
     entropy_loss = -masked_mean(entropy, samples.mask)
     total = policy_loss + loss.vf_coef * value_loss + loss.ent_coef * entropy_loss
@@ -297,8 +297,8 @@ class PathwiseUpdate:
         minibatch_size = -(-mask.numel() // self.n_minibatches)
         for _ in range(self.n_epochs):
             for samples in minibatches(minibatch_size):
-                errors = learner.values(samples.observations.detach()).flatten() - samples.returns.detach()
-                value_loss = masked_mean(errors.square(), samples.mask.detach())
+                errors = learner.values(samples.observations.detach()) - samples.returns.detach()[:, None]
+                value_loss = masked_mean(errors.square().mean(dim=1), samples.mask.detach())
                 skipped.append(follow(optimizer, loss.vf_coef * value_loss, loss.max_grad_norm, learner.critic))
         losses = {"policy_loss": policy_loss, "entropy_loss": entropy_loss, "value_loss": value_loss}
         losses["loss"] = actor_loss + loss.vf_coef * value_loss
