@@ -228,7 +228,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
             return super().forward(obs)
         actions = self._predict(obs, deterministic).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
         values, log_prob, _ = self.evaluate_actions(obs, actions)
-        return actions, values, log_prob
+        return actions, values[:, :1], log_prob
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if not deterministic or self.actor_tau == 1.0:
