@@ -176,8 +176,9 @@ class PolyGRADPolicy(ActorCriticPolicy):
         hidden, head = copy.deepcopy(self.mlp_extractor.value_net), copy.deepcopy(self.value_net)
         for net, gain in ((hidden, 2.0**0.5), (head, 1.0)):
             for module in net.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
                 if self.ortho_init:
                     self.init_weights(module, gain)
         return nn.Sequential(hidden, head)
@@ -254,6 +255,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         :return: ``(batch, n_critics)``; the first are those of ``predict_values``
         """
         features = self.extract_features(observations, self.vf_features_extractor)
+        assert isinstance(features, th.Tensor), "one features extractor was asked"
         first = self.value_net(self.mlp_extractor.forward_critic(features))
         return th.cat([first, *(critic(features) for critic in self.other_critics)], dim=1)
 
