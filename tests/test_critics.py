@@ -16,8 +16,10 @@ def two_critics(**changes: object) -> PolyGRAD:
     return tiny_model(PointEnv(), dict(n_levels=1), policy_kwargs=kwargs, learning_starts=32, **changes)
 
 
-def test_the_smallest_of_the_targets_is_bootstrapped_from() -> None:
-    policy = two_critics().policy
+@pytest.mark.parametrize("share", [True, False])
+def test_the_smallest_of_the_targets_is_bootstrapped_from(share: bool) -> None:
+    kwargs = dict(net_arch=[16], n_critics=2, share_features_extractor=share)
+    policy = tiny_model(PointEnv(), policy_kwargs=kwargs).policy
     observations = th.linspace(-2.0, 2.0, 101)[:, None]
     policy.update_averages()  # the targets are copies now
     with th.no_grad():

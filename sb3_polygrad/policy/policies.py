@@ -9,7 +9,7 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
@@ -254,8 +254,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         :param observations: ``(batch, *observation_shape)``
         :return: ``(batch, n_critics)``; the first are those of ``predict_values``
         """
-        features = self.extract_features(observations, self.vf_features_extractor)
-        assert isinstance(features, th.Tensor), "one features extractor was asked"
+        features = BasePolicy.extract_features(self, observations, self.vf_features_extractor)
         first = self.value_net(self.mlp_extractor.forward_critic(features))
         return th.cat([first, *(critic(features) for critic in self.other_critics)], dim=1)
 
