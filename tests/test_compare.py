@@ -126,6 +126,10 @@ def test_an_interrupted_extension_loses_nothing(tmp_path: Path, monkeypatch: pyt
         patch.setattr(CurveFile, "append", append)
         run(longer, tmp_path)
     assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
+    path.rename(tmp_path / "moved_away.csv")
+    with pytest.raises(ValueError, match="unfinished.*was made with another n_steps"):
+        run(replace(longer, settings={**longer.settings, "n_steps": 32}), tmp_path)
+    (tmp_path / "moved_away.csv").rename(path)
     assert run(longer, tmp_path) == "finished"
     assert len(curve(longer, tmp_path)) == 4 and notes(longer, tmp_path)["steps"] == 120
     assert not list((tmp_path / "out" / "unfinished").iterdir())

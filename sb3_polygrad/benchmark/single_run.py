@@ -115,6 +115,7 @@ def _execute(run: Run, file: CurveFile, store: Path, facts: dict[str, Any]) -> s
     kept, longer = file, CurveFile(file.path.parent / "unfinished" / file.path.name, run.rows_begin)
     if longer.path.is_file():
         file, notes, rows = longer, longer.read_notes(), longer.read_rows()
+        _require_same(run, file, notes, bool(rows))
     checkpoint = _checkpoint(run, store, notes, rows)
     if checkpoint is None:
         if rows:
