@@ -127,7 +127,7 @@ def test_an_interrupted_extension_loses_nothing(tmp_path: Path, monkeypatch: pyt
         run(longer, tmp_path)
     assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
     path.rename(tmp_path / "moved_away.csv")
-    with pytest.raises(ValueError, match="unfinished.*was made with another n_steps"):
+    with pytest.raises(ValueError, match=r"unfinished.*was made with another n_steps"):
         run(replace(longer, settings={**longer.settings, "n_steps": 32}), tmp_path)
     (tmp_path / "moved_away.csv").rename(path)
     assert run(longer, tmp_path) == "finished"

@@ -245,7 +245,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """As SB3 has it, with the values of all critics, ``(batch, n_critics)``."""
         values, log_prob, entropy = super().evaluate_actions(obs, actions)
-        return values if self.n_critics == 1 else self.predict_all_values(obs), log_prob, entropy
+        return self._beside_others(values, obs), log_prob, entropy
 
     def predict_all_values(self, observations: PyTorchObs) -> th.Tensor:
         """
@@ -254,9 +254,14 @@ class PolyGRADPolicy(ActorCriticPolicy):
         :param observations: ``(batch, *observation_shape)``
         :return: ``(batch, n_critics)``; the first are those of ``predict_values``
         """
+        return self._beside_others(self.predict_values(observations), observations)
+
+    def _beside_others(self, values: th.Tensor, observations: PyTorchObs) -> th.Tensor:
+        """The first critic's values, ``(batch, 1)``, beside those of the others."""
+        if self.n_critics == 1:
+            return values
         features = BasePolicy.extract_features(self, observations, self.vf_features_extractor)
-        first = self.value_net(self.mlp_extractor.forward_critic(features))
-        return th.cat([first, *(critic(features) for critic in self.other_critics)], dim=1)
+        return th.cat([values, *(critic(features) for critic in self.other_critics)], dim=1)
 
     def predict_target_values(self, observations: PyTorchObs) -> th.Tensor:
         """
