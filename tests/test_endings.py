@@ -24,7 +24,7 @@ class Falling(PointEnv):
 @pytest.mark.parametrize(("env", "expected"), [(Falling, [5, 4, 3, 2, 1]), (PointEnv, [np.inf] * 5)])
 def test_real_steps_know_how_far_their_ending_is(env: type[PointEnv], expected: list[float]) -> None:
     model = PolyGRAD("MlpPolicy", env(length=5), seed=0, device="cpu")
-    observations, until_ending = real_steps(model, env(length=5), episodes=2)
+    observations, until_ending = real_steps(model, env(length=5), n_episodes=2)
     assert observations.shape == (10, 1)
     assert until_ending.tolist() == expected * 2, "a time limit is no ending"
 
@@ -32,6 +32,6 @@ def test_real_steps_know_how_far_their_ending_is(env: type[PointEnv], expected: 
 def test_shares_are_shares_and_the_model_is_left_as_it_was() -> None:
     model = PolyGRAD("MlpPolicy", PointEnv(length=7), seed=0, learning_starts=50, horizon=4, n_imagined=8, device="cpu")
     model.learn(60)
-    shares = measure(model, PointEnv(length=7), episodes=3, trajectories=50)
+    shares = measure(model, PointEnv(length=7), n_episodes=3, n_trajectories=50)
     assert set(shares) == {"real", "drawn", "cut"} and all(0.0 <= share <= 1.0 for share in shares.values())
     assert isinstance(model.world_model, StandardizedWorldModel) and model.world_model.ending_is_probability

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 import torch as th
 
+from sb3_polygrad import PolyGRAD
 from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
-from sb3_polygrad.evaluation.long_run import imagined_returns, measure, real_episodes
+from sb3_polygrad.evaluation import long_run
+from sb3_polygrad.evaluation.long_run import imagined_returns, known_returns, measure
+from sb3_polygrad.evaluation.real_episodes import real_episodes
 from sb3_polygrad.world_models.base import PolicyFn, WorldModel
 from tests.test_endings import Falling
 from tests.toys import PointEnv, tiny_model
@@ -36,17 +42,30 @@ def test_imagined_returns_go_over_many_horizons() -> None:
     model.world_model = Counting(1, th.tensor([-1.0]), th.tensor([1.0]), model.horizon)
     start = th.tensor([[2.0], [0.0], [-100.0]])  # one step, three steps, and more than are imagined
     expected = th.tensor([1.0, 1.75, 2.0 - 0.5**39])
-    assert th.allclose(imagined_returns(model, start, 40), expected) and 40 % model.horizon != 40
+    assert th.allclose(imagined_returns(model, start, 40), expected) and model.horizon < 40
 
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_real_returns_are_those_that_are_known(ends: bool) -> None:
     model = tiny_model(PointEnv(), gamma=0.9)
-    episodes = real_episodes(model, Falling(length=5) if ends else PointEnv(length=5), n_episodes=2, cut=3)
-    assert episodes.lengths == [5, 5] and len(episodes.totals) == 2
-    assert len(episodes.observations) == len(episodes.returns) == (10 if ends else 4)
-    rewards = -(episodes.observations[1:, 0] ** 2)
-    assert episodes.returns[0].item() == pytest.approx((rewards[0] + 0.9 * episodes.returns[1]).item(), rel=1e-5)
+    episodes = list(real_episodes(model, Falling(length=5) if ends else PointEnv(length=5), n_episodes=2))
+    assert [(len(episode.rewards), episode.terminated) for episode in episodes] == [(5, ends)] * 2
+    observations, returns = known_returns(episodes[0], gamma=0.9, cut=3)
+    assert len(observations) == len(returns) == (5 if ends else 2)
+    assert returns[0] == pytest.approx(sum(0.9**k * reward for k, reward in enumerate(episodes[0].rewards)))
+    assert returns[0] == pytest.approx(episodes[0].rewards[0] + 0.9 * returns[1])
+
+
+def test_a_batch_that_is_not_finite_ends_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = tiny_model(Falling(length=5)).learn(60)
+    monkeypatch.setattr(PolyGRAD, "resume", lambda *args, **kwargs: model)
+    monkeypatch.setattr(PolyGRAD, "_learn_from", lambda *args: "the imagined trajectories")
+    monkeypatch.setattr(long_run.gym, "make", lambda _: Falling(length=5))
+    args = argparse.Namespace(env="", checkpoint="", seeds=[0], updates=2, every=1, episodes=1, states=4, steps=4, threads=1)
+    args.out = tmp_path / "study"
+    with pytest.raises(ValueError, match="update 1: the imagined trajectories were not finite"):
+        long_run.study(args)
+    assert len((tmp_path / "study.csv").read_text().splitlines()) == 2, "what was measured is kept"
 
 
 def test_measure_has_all_columns() -> None:

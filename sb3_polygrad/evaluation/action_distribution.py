@@ -33,6 +33,7 @@ from sb3_polygrad.core.on_policy import standardized_actions
 from sb3_polygrad.diffusion.guidance import Guidance, PolicyScoreGuidance
 from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
 from sb3_polygrad.evaluation import minari_files
+from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
 from sb3_polygrad.evaluation.results import readable, write_csv
@@ -168,7 +169,7 @@ def study(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--data", required=True, help="dataset's folder or Minari id, from make_dataset")
     parser.add_argument("--models", type=Path, required=True, help="folder for fitted models, used again if they are there")
     parser.add_argument("--name", default="policy_guided", help="of the fitted model in that folder")
@@ -185,11 +186,7 @@ def main() -> None:
     parser.add_argument("--replays", type=int, default=300, help="of these, replayed in the simulator")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the data that starts are drawn from")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
-    args = parser.parse_args()
-    th.set_num_threads(args.threads)
-    study(args)
+    run_study(parser, study)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ within the horizon: ``real``, in those episodes; ``drawn``, imagined, each endin
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -20,67 +19,51 @@ import numpy as np
 import torch as th
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.evaluation.command import run_study, study_parser
+from sb3_polygrad.evaluation.real_episodes import real_episodes
 from sb3_polygrad.evaluation.results import readable, write_csv
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.world_models.standardized import StandardizedWorldModel
 
 
-def real_steps(model: PolyGRAD, env: gym.Env, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+def real_steps(model: PolyGRAD, env: gym.Env, n_episodes: int) -> tuple[np.ndarray, np.ndarray]:
     """
     :param model: whose policy acts
     :param env: where
-    :param episodes: how many
+    :param n_episodes: how many
     :return: observations ``(n, obs_dim)`` acted in, and how many steps later their episode ended by a terminal, ``(n,)``
     """
-    observations: list[np.ndarray] = []
-    until_ending: list[float] = []
-    for episode in range(episodes):
-        observation, _ = env.reset(seed=episode)
-        terminated = truncated = False
-        length = 0
-        while not (terminated or truncated):
-            observations.append(observation)
-            action, _ = model.predict(observation, deterministic=False)
-            observation, _, terminated, truncated, _ = env.step(action)
-            length += 1
-        until_ending += list(range(length, 0, -1)) if terminated else [np.inf] * length
-    return np.array(observations), np.array(until_ending)
+    episodes = list(real_episodes(model, env, n_episodes))
+    until_ending = [
+        np.arange(len(episode.rewards), 0.0, -1.0) if episode.terminated else np.full(len(episode.rewards), np.inf)
+        for episode in episodes
+    ]
+    return np.concatenate([episode.observations for episode in episodes]), np.concatenate(until_ending)
 
 
-def measure(model: PolyGRAD, env: gym.Env, episodes: int, trajectories: int) -> dict[str, float]:
+def measure(model: PolyGRAD, env: gym.Env, n_episodes: int, n_trajectories: int) -> dict[str, float]:
     """
     :param model: past its random steps
     :param env: an environment of its own
-    :param episodes: real ones
-    :param trajectories: imagined ones
+    :param n_episodes: real ones
+    :param n_trajectories: imagined ones
     :return: shares of trajectories that end within the horizon
     """
     world_model = model.world_model
     assert isinstance(world_model, StandardizedWorldModel) and world_model.ending_is_probability
-    observations, until_ending = real_steps(model, env, episodes)
-    chosen = np.random.default_rng(0).integers(len(observations), size=trajectories)
+    observations, until_ending = real_steps(model, env, n_episodes)
+    chosen = np.random.default_rng(0).integers(len(observations), size=n_trajectories)
     start = th.as_tensor(observations[chosen]).float()
     shares = {"real": float((until_ending[chosen] <= model.horizon).mean())}
     for name, drawn in {"drawn": True, "cut": False}.items():
         world_model.ending_is_probability = drawn
-        shares[name] = float(model.imagine(trajectories, start).terminals[:, -1].mean())
+        shares[name] = float(model.imagine(n_trajectories, start).terminals[:, -1].mean())
     world_model.ending_is_probability = True
     return shares
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="Hopper-v5")
-    parser.add_argument("--steps", type=int, default=6_000, help="real steps to learn for")
-    parser.add_argument("--every", type=int, default=1_000, help="real steps between measurements")
-    parser.add_argument("--episodes", type=int, default=20, help="real episodes per measurement")
-    parser.add_argument("--trajectories", type=int, default=1_000, help="imagined ones per measurement")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
-    args = parser.parse_args()
-    th.set_num_threads(args.threads)
+def study(args: argparse.Namespace) -> None:
+    """All measurements of all seeds."""
     env, rows = gym.make(args.env), []
     for seed in args.seeds:
         model = PolyGRAD("MlpPolicy", args.env, seed=seed, device="cpu")
@@ -92,6 +75,18 @@ def main() -> None:
             print({key: readable(value) for key, value in rows[-1].items()}, flush=True)
             write_csv(args.out.with_suffix(".csv"), rows)
     write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.evaluation.endings", threads=args.threads))
+
+
+def main() -> None:
+    """Command line."""
+    parser = study_parser(__doc__)
+    parser.add_argument("--env", default="Hopper-v5")
+    parser.add_argument("--steps", type=int, default=6_000, help="real steps to learn for")
+    parser.add_argument("--every", type=int, default=1_000, help="real steps between measurements")
+    parser.add_argument("--episodes", type=int, default=20, help="real episodes per measurement")
+    parser.add_argument("--trajectories", type=int, default=1_000, help="imagined ones per measurement")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    run_study(parser, study)
 
 
 if __name__ == "__main__":

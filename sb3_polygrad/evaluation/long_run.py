@@ -31,64 +31,48 @@ import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.evaluation.command import run_study, study_parser
+from sb3_polygrad.evaluation.real_episodes import Episode, real_episodes
 from sb3_polygrad.evaluation.results import readable, write_csv
 from sb3_polygrad.polygrad import PolyGRAD
 
 
-class Episodes(NamedTuple):
+class Known(NamedTuple):
     """
-    :param observations: ``(n, obs_dim)`` that the policy acted in, of all episodes
+    What is known of the returns of one real episode or several.
+
+    :param observations: ``(n, obs_dim)`` that the policy acted in
     :param returns: ``(n,)`` discounted, from there to the end of the episode
-    :param totals: undiscounted returns, one per episode
-    :param lengths: of the episodes
     """
 
-    observations: th.Tensor
-    returns: th.Tensor
-    totals: list[float]
-    lengths: list[int]
+    observations: np.ndarray
+    returns: np.ndarray
 
 
-def real_episodes(model: PolyGRAD, env: gym.Env, n_episodes: int, cut: int = 300) -> Episodes:
+def known_returns(episode: Episode, gamma: float, cut: int = 300) -> Known:
     """
-    :param model: whose policy acts, with its noise
-    :param env: where
-    :param n_episodes: how many
+    :param episode: a real one
+    :param gamma: the discount
     :param cut: of an episode that a time limit ended so many last steps are left out: what would have come is unknown
     """
-    observations: list[np.ndarray] = []
-    returns: list[float] = []
-    totals, lengths = [], []
-    for episode in range(n_episodes):
-        observation, _ = env.reset(seed=episode)
-        seen, rewards, terminated, truncated = [], [], False, False
-        while not (terminated or truncated):
-            seen.append(observation)
-            action, _ = model.predict(observation, deterministic=False)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            rewards.append(float(reward))
-        following = [0.0]
-        for reward in reversed(rewards):
-            following.append(reward + model.gamma * following[-1])
-        n_known = len(seen) if terminated else max(len(seen) - cut, 1)
-        observations += seen[:n_known]
-        returns += following[:0:-1][:n_known]
-        totals.append(sum(rewards))
-        lengths.append(len(rewards))
-    return Episodes(th.as_tensor(np.array(observations)).float(), th.tensor(returns), totals, lengths)
+    following = [0.0]
+    for reward in episode.rewards[::-1]:
+        following.append(float(reward) + gamma * following[-1])
+    n_known = len(episode.rewards) if episode.terminated else max(len(episode.rewards) - cut, 1)
+    return Known(episode.observations[:n_known], np.array(following[:0:-1][:n_known]))
 
 
 def imagined_returns(model: PolyGRAD, start: th.Tensor, n_steps: int) -> th.Tensor:
     """
     :param model: whose world model imagines
     :param start: ``(n, obs_dim)``
-    :param n_steps: to imagine; what comes after them is left out
+    :param n_steps: to imagine, rounded up to whole horizons; what comes after them is left out
     :return: ``(n,)`` discounted returns under the present policy
     """
     total, weight = th.zeros(len(start)), th.ones(len(start))
+    discounts = model.gamma ** th.arange(model.horizon)
     for _ in range(-(-n_steps // model.horizon)):
         trajectory = model.imagine(len(start), start)
-        discounts = model.gamma ** th.arange(model.horizon)
         total += weight * (trajectory.rewards * trajectory.mask * discounts).sum(dim=1)
         weight = weight * model.gamma**model.horizon * (1.0 - trajectory.terminals[:, -1])
         start = trajectory.observations[:, -1]
@@ -104,17 +88,19 @@ def measure(model: PolyGRAD, env: gym.Env, n_episodes: int, n_states: int, n_ste
     :param n_steps: to imagine from each
     :return: the columns at the head of this file
     """
-    episodes = real_episodes(model, env, n_episodes)
-    chosen = th.as_tensor(np.random.default_rng(0).integers(len(episodes.observations), size=n_states))
-    start = episodes.observations[chosen]
+    episodes = list(real_episodes(model, env, n_episodes))
+    known = [known_returns(episode, model.gamma) for episode in episodes]
+    observations, returns = (np.concatenate(parts) for parts in zip(*known, strict=True))
+    chosen = np.random.default_rng(0).integers(len(observations), size=n_states)
+    start = th.as_tensor(observations[chosen]).float()
     with th.no_grad():
         values = model.policy.predict_target_values(model._view.observations(start))
     return {
         "value": float(values.mean()),
         "imagined": float(imagined_returns(model, start, n_steps).mean()),
-        "real": float(episodes.returns[chosen].mean()),
-        "episode_return": float(np.mean(episodes.totals)),
-        "episode_length": float(np.mean(episodes.lengths)),
+        "real": float(returns[chosen].mean()),
+        "episode_return": float(np.mean([episode.rewards.sum() for episode in episodes])),
+        "episode_length": float(np.mean([len(episode.rewards) for episode in episodes])),
     }
 
 
@@ -126,19 +112,24 @@ def study(args: argparse.Namespace) -> None:
         model.set_logger(Logger(None, []))
         th.manual_seed(seed)
         for update in range(args.updates + 1):
+            if update > 0:
+                model._update_learning_rates()
+                fault = model._learn_from(model._imagine_to_learn())
+                if fault is not None:
+                    raise ValueError(
+                        f"update {update}: {fault} were not finite, nothing was learnt; take an earlier --checkpoint"
+                    )
             if update % args.every == 0:
                 facts: dict[str, Any] = {"env": args.env, "timesteps": model.num_timesteps, "seed": seed, "updates": update}
                 rows.append(facts | measure(model, env, args.episodes, args.states, args.steps))
                 print({key: readable(value) for key, value in rows[-1].items()}, flush=True)
                 write_csv(args.out.with_suffix(".csv"), rows)
-            model._update_learning_rates()
-            model._learn_from(model._imagine_to_learn())
     write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.evaluation.long_run", threads=args.threads))
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="as PolyGRAD.save_checkpoint writes it, with its real steps"
     )
@@ -148,12 +139,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=200, help="updates between measurements")
     parser.add_argument("--episodes", type=int, default=10, help="real episodes per measurement")
     parser.add_argument("--states", type=int, default=500, help="states of these that are looked at")
-    parser.add_argument("--steps", type=int, default=600, help="imagined from each")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
-    args = parser.parse_args()
-    th.set_num_threads(args.threads)
-    study(args)
+    parser.add_argument("--steps", type=int, default=600, help="imagined from each, in whole horizons")
+    run_study(parser, study)
 
 
 if __name__ == "__main__":

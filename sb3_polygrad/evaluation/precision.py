@@ -23,6 +23,7 @@ from stable_baselines3 import PPO
 from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.on_policy import action_diagnostics, standardized_actions
 from sb3_polygrad.evaluation import minari_files
+from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.contestants import CONTESTANTS
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
@@ -80,7 +81,7 @@ def study(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--data", required=True, help="dataset's folder or Minari id, with simulator states and policy.zip")
     parser.add_argument("--store", type=Path, required=True, help="folder for fitted models, used again if they are there")
     parser.add_argument("--models", nargs="+", default=["staggered_markov", "staggered", "guided"])
@@ -91,11 +92,7 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=8, help="batches, each with other random numbers")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the data that starts are drawn from")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
-    args = parser.parse_args()
-    th.set_num_threads(args.threads)
-    study(args)
+    run_study(parser, study)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 import torch as th
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.linear_gaussian import LinearGaussianSystem
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
@@ -85,9 +86,24 @@ def candidates(args: argparse.Namespace, system: LinearGaussianSystem) -> Iterat
         yield Candidate(guided, {"sampler": "policy_guided", "denoiser": "residual_mlp", "N": n_steps}, name, training)
 
 
+def study(args: argparse.Namespace) -> None:
+    """Every candidate beside the system itself."""
+    system = LinearGaussianSystem()
+    rows, trainings = [], {}
+    for candidate in candidates(args, system):
+        trainings[candidate.name] = candidate.training
+        th.manual_seed(args.seed)
+        start = th.randn(args.starts, 2)
+        steps = compare(candidate.model, system, start, args.trajectories, args.std)
+        rows += [{**candidate.labels, "sigma": args.std, **step} for step in steps]
+    write_csv(args.out.with_suffix(".csv"), rows)
+    facts = provenance("sb3_polygrad.evaluation.spread_study", threads=args.threads, training=trainings)
+    write_json(args.out.with_suffix(".json"), facts)
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--models", type=Path, required=True, help="folder for fitted models, used again if they are there")
     parser.add_argument("--horizon", type=int, default=10)
     parser.add_argument("--episodes", type=int, default=1_000, help="of 50 steps, to fit to")
@@ -105,22 +121,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=20, help="states to imagine from")
     parser.add_argument("--trajectories", type=int, default=200, help="imagined from each")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
-    args = parser.parse_args()
-
-    th.set_num_threads(args.threads)
-    system = LinearGaussianSystem()
-    rows, trainings = [], {}
-    for candidate in candidates(args, system):
-        trainings[candidate.name] = candidate.training
-        th.manual_seed(args.seed)
-        start = th.randn(args.starts, 2)
-        steps = compare(candidate.model, system, start, args.trajectories, args.std)
-        rows += [{**candidate.labels, "sigma": args.std, **step} for step in steps]
-    write_csv(args.out.with_suffix(".csv"), rows)
-    facts = provenance("sb3_polygrad.evaluation.spread_study", threads=args.threads, training=trainings)
-    write_json(args.out.with_suffix(".json"), facts)
+    run_study(parser, study)
 
 
 if __name__ == "__main__":

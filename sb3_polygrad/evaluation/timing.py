@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -25,6 +24,7 @@ from torch.distributions import Normal
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.contestants import CONTESTANTS
 from sb3_polygrad.evaluation.results import readable, write_csv
 from sb3_polygrad.world_models.base import PolicyFn
@@ -122,7 +122,7 @@ def study(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--env", default="Walker2d-v5")
     parser.add_argument("--models", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--horizons", type=int, nargs="+", default=[10, 50, 200])
@@ -131,11 +131,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-seconds", type=float, default=60.0, help="for a batch")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
-    args = parser.parse_args()
-    th.set_num_threads(args.threads)
-    study(args)
+    run_study(parser, study)
 
 
 if __name__ == "__main__":

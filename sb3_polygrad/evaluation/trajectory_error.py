@@ -38,6 +38,7 @@ from stable_baselines3 import PPO
 from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.evaluation import minari_files
+from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.contestants import CONTESTANTS
 from sb3_polygrad.evaluation.dataset import Dataset
 from sb3_polygrad.evaluation.fitted_model import kept_or_fitted
@@ -237,7 +238,7 @@ def study(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--data", required=True, help="dataset's folder or Minari id, with simulator states")
     parser.add_argument("--agent", type=Path, help="zip of an SB3 PPO agent; the dataset's own if not given")
     parser.add_argument("--store", type=Path, required=True, help="folder for fitted models, used again if they are there")
@@ -256,11 +257,7 @@ def main() -> None:
         "--delta-rounds", type=int, default=8, help="updates of δ before the policy-guided sampler is measured"
     )
     parser.add_argument("--delta-batch", type=int, default=64, help="trajectories per update of δ")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
-    args = parser.parse_args()
-    th.set_num_threads(args.threads)
-    study(args)
+    run_study(parser, study)
 
 
 if __name__ == "__main__":
