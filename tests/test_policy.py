@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from sb3_polygrad.core.averaging import WindowedAverage
 from sb3_polygrad.policy.policies import PolyGRADPolicy
 
 BOXES = [
@@ -158,7 +159,7 @@ def test_target_critic_starts_as_the_critic_and_follows_by_tau() -> None:
 
 
 def test_deterministic_predictions_are_of_the_averaged_actor() -> None:
-    policy, observations = make_policy(actor_tau=0.25), th.randn(6, 3)
+    policy, observations = make_policy(actor_window=1.0), th.randn(6, 3)
     mean = lambda: policy.get_distribution(observations).distribution.mean  # noqa: E731
     before = mean()
     assert th.allclose(policy._predict(observations, deterministic=True), before), "it starts as the actor"
@@ -168,13 +169,27 @@ def test_deterministic_predictions_are_of_the_averaged_actor() -> None:
     assert not th.allclose(mean(), before) and th.allclose(policy._predict(observations, deterministic=True), before)
     policy.update_averages()
     output = lambda bias: policy.action_net(policy.mlp_extractor.forward_actor(observations)) - 1.0 + bias  # noqa: E731
-    assert th.allclose(policy._predict(observations, deterministic=True), policy._mean(output(0.25)), atol=1e-6)
+    assert th.allclose(policy._predict(observations, deterministic=True), policy._mean(output(0.5)), atol=1e-6)
     policy.log_std.data.fill_(-20.0)
     assert th.allclose(policy._predict(observations), mean(), atol=1.0), "exploring is of the actor itself"
 
 
+@pytest.mark.parametrize("window", [0.05, 0.2, 1.0])
+def test_the_average_is_of_the_latest_share_of_all_updates(window: float) -> None:
+    network = nn.Linear(1, 1)
+    average, n = WindowedAverage(network, window), 2000
+    for update in range(n):
+        nn.init.constant_(network.weight, update)
+        if update == n // 2:  # saved and loaded it goes on as it would have done
+            saved, average = average, WindowedAverage(network, window)
+            average.load_state_dict(saved.state_dict())
+        average.update_parameters(network)
+    # In closed form: weights that grow as the power 1 / window - 1 of the update have their mean at n / (1 + window).
+    assert float(average.module.weight) == pytest.approx(n / (1.0 + window), rel=0.01)
+
+
 def test_without_averaging_deterministic_predictions_are_the_mean() -> None:
-    policy, observations = make_policy(actor_tau=1.0), th.randn(6, 3)
+    policy, observations = make_policy(actor_window=0.0), th.randn(6, 3)
     with th.no_grad():
         policy.action_net.bias += 1.0
     policy.update_averages()
@@ -211,8 +226,8 @@ def test_rejects_bad_arguments() -> None:
         make_policy(min_std=0.5, log_std_init=-1.0)  # the floor is above the start
     with pytest.raises(ValueError, match="min_std"):
         make_policy(min_std=-0.1)
-    with pytest.raises(ValueError, match="actor_tau"):
-        make_policy(actor_tau=1.5)
+    with pytest.raises(ValueError, match="actor_window"):
+        make_policy(actor_window=1.5)
     with pytest.raises(ValueError, match="log_std_rate"):
         make_policy(log_std_rate=0.0)
     with pytest.raises(ValueError, match="critic_tau"):

@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights."""
+"""Moving averages of weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ExponentialAverage(AveragedModel):
     """
     Exponential moving average of a network's parameters; the first update copies them. Buffers are those of the network.
 
-    Torch's own average asks the device at every update whether it is the first; this one remembers.
+    Torch's own average asks the device at every update how many there were; this one counts them itself, too.
 
     :param network: what is averaged
     :param decay: share that the average keeps at each update
@@ -22,11 +22,11 @@ class ExponentialAverage(AveragedModel):
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__(network)
         self.decay = decay
-        self.started = False
+        self.n_updates = 0
         # A float counter: everything in a state dict of this package is floating point.
         self.n_averaged = self.n_averaged.float()
         self.requires_grad_(False)
-        self.register_load_state_dict_post_hook(_remember_whether_started)
+        self.register_load_state_dict_post_hook(_recall_updates)
 
     @th.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -38,15 +38,43 @@ class ExponentialAverage(AveragedModel):
         averaged: list[th.Tensor] = list(self.module.parameters())
         current: list[th.Tensor] = list(model.parameters())
         if self.started:
-            th._foreach_lerp_(averaged, current, 1.0 - self.decay)
+            th._foreach_lerp_(averaged, current, self._share())
         else:
             th._foreach_copy_(averaged, current)
         for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)
         self.n_averaged += 1.0
-        self.started = True
+        self.n_updates += 1
+
+    @property
+    def started(self) -> bool:
+        """Whether there was an update."""
+        return self.n_updates > 0
+
+    def _share(self) -> float:
+        """Of the present parameters in the average, at an update that is not the first."""
+        return 1.0 - self.decay
 
 
-def _remember_whether_started(module: nn.Module, _incompatible: object) -> None:
+class WindowedAverage(ExponentialAverage):
+    """
+    Average of about the latest share of all updates: at the n-th, 1 / (window · n) of the present parameters enter.
+
+    The window grows with what there is to look back on, as that of a decaying learning rate would (polynomial-decay
+    averaging, Shamir and Zhang, 2013).
+
+    :param network: what is averaged
+    :param window: share of the updates, in (0, 1]; 1 is the mean of all
+    """
+
+    def __init__(self, network: nn.Module, window: float) -> None:
+        super().__init__(network, decay=0.0)
+        self.window = window
+
+    def _share(self) -> float:
+        return min(1.0, 1.0 / (self.window * (self.n_updates + 1)))
+
+
+def _recall_updates(module: nn.Module, _incompatible: object) -> None:
     assert isinstance(module, ExponentialAverage)
-    module.started = bool(module.n_averaged > 0.0)
+    module.n_updates = int(module.n_averaged)

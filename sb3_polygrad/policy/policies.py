@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from sb3_polygrad.core.arguments import choose
-from sb3_polygrad.core.averaging import ExponentialAverage
+from sb3_polygrad.core.averaging import ExponentialAverage, WindowedAverage
 
 
 def _with_layer_norm(net: nn.Sequential) -> nn.Sequential:
@@ -78,7 +78,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
     :param log_std_init: log of the initial standard deviation, in units of the half-range
     :param log_std_rate: learning rate of the standard deviation relative to the rest of the actor. With the same rate it would
         take thousands of updates to shrink
-    :param actor_tau: share of the actor that enters its average at each update; 1 for no averaging
+    :param actor_window: the average is of about this share of all updates so far, the latest; 0 for the latest actor alone
     :param critic_tau: share of the critic that enters the target critic at each update
     :param n_critics: critics that learn side by side. What is bootstrapped from is the smallest of their targets' values: else
         the policy goes where one of them errs upwards (Fujimoto et al., 2018)
@@ -99,7 +99,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         min_std: float = 0.1,
         log_std_init: float = -0.7,
         log_std_rate: float = 2.0,
-        actor_tau: float = 0.02,
+        actor_window: float = 0.1,
         critic_tau: float = 0.1,
         n_critics: int = 1,
         **kwargs: Any,
@@ -110,9 +110,10 @@ class PolyGRADPolicy(ActorCriticPolicy):
             raise ValueError(
                 f"min_std={min_std} must lie in [0, exp(log_std_init)={float(th.tensor(log_std_init).exp()):.3g})"
             )
-        for name, tau in (("actor_tau", actor_tau), ("critic_tau", critic_tau)):
-            if not 0.0 < tau <= 1.0:
-                raise ValueError(f"{name} must lie in (0, 1], got {tau}")
+        if not 0.0 <= actor_window <= 1.0:
+            raise ValueError(f"actor_window must lie in [0, 1], got {actor_window}")
+        if not 0.0 < critic_tau <= 1.0:
+            raise ValueError(f"critic_tau must lie in (0, 1], got {critic_tau}")
         if not 0.0 < log_std_rate < float("inf"):
             raise ValueError(f"log_std_rate must be positive, got {log_std_rate}")
         if not (isinstance(n_critics, int) and n_critics >= 1):
@@ -120,7 +121,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         if isinstance(activation_fn, str):
             activation_fn = ACTIVATIONS[choose("policy_kwargs['activation_fn']", activation_fn, ACTIVATIONS)]
         self.layer_norm, self.min_std, self.log_std_rate = layer_norm, min_std, log_std_rate
-        self.actor_tau, self.critic_tau, self.n_critics = actor_tau, critic_tau, n_critics
+        self.actor_window, self.critic_tau, self.n_critics = actor_window, critic_tau, n_critics
         if net_arch is None:
             net_arch = dict(pi=[128, 128], vf=[128, 128])
         super().__init__(
@@ -153,7 +154,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
             self.log_std.copy_((self.log_std.exp() - self.min_std).log())
         self.other_critics = nn.ModuleList(self._new_critic() for _ in range(self.n_critics - 1))
         self.critic_target = ExponentialAverage(self._critic(), 1.0 - self.critic_tau)
-        self.actor_average = ExponentialAverage(self._actor(), 1.0 - self.actor_tau)
+        self.actor_average = WindowedAverage(self._actor(), self.actor_window or 1.0)
         # One optimiser with a group for each learning rate: actor, critic, log_std.
         actor = [parameter for parameter in self.actor_parameters() if parameter is not self.log_std]
         groups = [{"params": actor}, {"params": self.critic_parameters()}, {"params": [self.log_std]}]
@@ -203,7 +204,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
             layer_norm=self.layer_norm,
             min_std=self.min_std,
             log_std_rate=self.log_std_rate,
-            actor_tau=self.actor_tau,
+            actor_window=self.actor_window,
             critic_tau=self.critic_tau,
             n_critics=self.n_critics,
             share_features_extractor=self.share_features_extractor,
@@ -232,7 +233,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         return actions, values[:, :1], log_prob
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        if not deterministic or self.actor_tau == 1.0:
+        if not deterministic or self.actor_window == 0.0:
             return super()._predict(observation, deterministic)
         assert isinstance(observation, th.Tensor)
         return self._mean(self.actor_average(observation.float()))
@@ -274,7 +275,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         return self.critic_target(observations.float()).amin(dim=-1)
 
     def update_averages(self) -> None:
-        """Move target critic and averaged actor by ``critic_tau`` and ``actor_tau``; the first time they become copies."""
+        """Move target critic and averaged actor towards what they follow; the first time they become copies."""
         self.critic_target.update_parameters(self._critic())
         self.actor_average.update_parameters(self._actor())
 
