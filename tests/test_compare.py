@@ -306,3 +306,82 @@ def test_in_processes_with_one_that_is_killed(tmp_path: Path, monkeypatch: pytes
     assert marker.is_file()
     for name in ("ppo_deadly_env-Deadly-v0_0.csv", "ppo_Pendulum-v1_0.csv"):
         assert len(read_rows(tmp_path / "out" / name)) == 2
+
+
+def test_the_policy_s_defaults_belong_to_a_run(tmp_path: Path) -> None:
+    policy_kwargs = POLYGRAD.settings.get("policy_kwargs") or {}
+    other = replace(POLYGRAD, settings={**SETTINGS, "policy_kwargs": {**policy_kwargs, "actor_window": 0.1}})
+    assert POLYGRAD.identity() == other.identity(), "the default, given"
+    run(POLYGRAD, tmp_path)
+    other = replace(POLYGRAD, settings={**SETTINGS, "policy_kwargs": {**policy_kwargs, "actor_window": 0.5}})
+    with pytest.raises(ValueError, match=r"was made with another policy_kwargs.actor_window:"):
+        run(other, tmp_path)
+    assert run(replace(POLYGRAD, settings={**SETTINGS, "verbose": 0}), tmp_path) == "skipped", "decides nothing"
+    older = notes(POLYGRAD, tmp_path)  # of a version whose policy had no window
+    del older["run"]["settings"]["policy_kwargs"]["actor_window"]
+    (tmp_path / "out" / f"{POLYGRAD.name}.json").write_text(json.dumps(older))
+    assert run(POLYGRAD, tmp_path) == "skipped"
+    with pytest.raises(ValueError, match=r"another policy_kwargs.actor_window:"):
+        run(other, tmp_path)
+
+
+def test_a_row_that_is_missing_is_made_again(tmp_path: Path, uninterrupted: list[dict[str, str]]) -> None:
+    run(POLYGRAD, tmp_path)
+    path = tmp_path / "out" / f"{POLYGRAD.name}.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    assert run(POLYGRAD, tmp_path) == "finished", "no checkpoint is from before that row"
+    assert curve(POLYGRAD, tmp_path) == uninterrupted
+
+
+def test_rows_beyond_what_is_asked_for_are_not_lost(tmp_path: Path) -> None:
+    run(PPO, tmp_path)
+    path = tmp_path / "out" / "ppo_Pendulum-v1_0.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    with pytest.raises(ValueError, match="reaches 90 steps and lacks evaluations before 60"):
+        run(replace(PPO, steps=60), tmp_path)
+    assert len(read_rows(path)) == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, uninterrupted: list[dict[str, str]]) -> None:
+    run(replace(POLYGRAD, steps=180), tmp_path)
+    latest = sorted((tmp_path / "store").glob("*/*180_steps.zip"))[0]
+    latest.write_bytes(latest.read_bytes()[:1000])
+    assert run(POLYGRAD, tmp_path) == "finished from 120 steps on"
+    assert curve(POLYGRAD, tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"run": '])
+def test_damaged_notes_are_named(tmp_path: Path, text: str) -> None:
+    run(PPO, tmp_path)
+    (tmp_path / "out" / "ppo_Pendulum-v1_0.json").write_text(text)
+    with pytest.raises(ValueError, match=r"ppo_Pendulum-v1_0.json is damaged: move it away"):
+        run(PPO, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["x0", ""])
+def test_damaged_rows_are_named(tmp_path: Path, damage: str) -> None:
+    run(PPO, tmp_path)
+    path = tmp_path / "out" / "ppo_Pendulum-v1_0.csv"
+    path.write_text(path.read_text().replace(",60,", f",{damage},"))
+    with pytest.raises(ValueError, match=r"ppo_Pendulum-v1_0.csv is damaged"):
+        run(PPO, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--steps", "50"], "--steps 50 is less than --every 1000"),
+        (["--steps", "-5"], "must be at least 1"),
+        (["--episodes", "0"], "must be at least 1"),
+        (["--jobs", "0"], "must be at least 1"),
+        (["--kwargs", "[1]"], "must be like"),
+    ],
+)
+def test_nothing_to_do_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, given: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "run", "--out", tmp_path, *given)
+    assert message in capsys.readouterr().err

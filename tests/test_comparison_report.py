@@ -151,6 +151,15 @@ def test_improvement_over_environments(tmp_path: Path) -> None:
     assert (row["environments"], row["improvement"]) == (2, pytest.approx(2.5 / 8))
 
 
+def test_an_environment_of_a_single_seed_does_not_silence_the_others(tmp_path: Path) -> None:
+    write(tmp_path, "A-v0", "polygrad", [1], [2])
+    write(tmp_path, "A-v0", "ppo", [0], [2])
+    write(tmp_path, "B-v0", "polygrad", [5])
+    write(tmp_path, "B-v0", "ppo", [7], [8])
+    row = only(improvement_table(read_results(tmp_path), None, "polygrad"), label="ppo")
+    assert (row["environments"], row["seeds"], row["improvement"]) == (1, 2, pytest.approx(2.5 / 4))
+
+
 def test_statistics_are_rliables() -> None:
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 5, (6, 3)).astype(float), generator.integers(0, 5, (4, 3)).astype(float)

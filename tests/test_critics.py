@@ -58,7 +58,7 @@ def test_without_orthogonal_weights_they_differ_too() -> None:
     assert values.shape == (11, 3) and not th.equal(values[:, 1], values[:, 2])
 
 
-@pytest.mark.parametrize("n_critics", [0, -1, 1.5, "2", None])
+@pytest.mark.parametrize("n_critics", [0, -1, 1.5, "2", None, True])
 def test_a_number_of_critics(n_critics: object) -> None:
-    with pytest.raises(ValueError, match="n_critics must be a whole number of at least 1"):
+    with pytest.raises((TypeError, ValueError), match="n_critics must be"):
         tiny_model(PointEnv(), policy_kwargs=dict(n_critics=n_critics))

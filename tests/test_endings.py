@@ -9,6 +9,7 @@ import pytest
 
 from sb3_polygrad import PolyGRAD
 from sb3_polygrad.evaluation.endings import measure, real_steps
+from sb3_polygrad.evaluation.real_episodes import real_episodes
 from sb3_polygrad.world_models.standardized import StandardizedWorldModel
 from tests.toys import PointEnv
 
@@ -27,6 +28,12 @@ def test_real_steps_know_how_far_their_ending_is(env: type[PointEnv], expected: 
     observations, until_ending = real_steps(model, env(length=5), n_episodes=2)
     assert observations.shape == (10, 1)
     assert until_ending.tolist() == expected * 2, "a time limit is no ending"
+
+
+def test_an_episode_without_an_end_is_cut() -> None:
+    model = PolyGRAD("MlpPolicy", PointEnv(length=5), seed=0, device="cpu")
+    episodes = list(real_episodes(model, PointEnv(length=10**9), n_episodes=2, max_steps=7))
+    assert [(len(episode.rewards), episode.terminated) for episode in episodes] == [(7, False)] * 2
 
 
 def test_shares_are_shares_and_the_model_is_left_as_it_was() -> None:

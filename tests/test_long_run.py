@@ -50,7 +50,7 @@ def test_real_returns_are_those_that_are_known(ends: bool) -> None:
     model = tiny_model(PointEnv(), gamma=0.9)
     episodes = list(real_episodes(model, Falling(length=5) if ends else PointEnv(length=5), n_episodes=2))
     assert [(len(episode.rewards), episode.terminated) for episode in episodes] == [(5, ends)] * 2
-    observations, returns = known_returns(episodes[0], gamma=0.9, cut=3)
+    observations, returns = known_returns(episodes[0], gamma=0.9, unknown=0.9**4)
     assert len(observations) == len(returns) == (5 if ends else 2)
     assert returns[0] == pytest.approx(sum(0.9**k * reward for k, reward in enumerate(episodes[0].rewards)))
     assert returns[0] == pytest.approx(episodes[0].rewards[0] + 0.9 * returns[1])
@@ -66,6 +66,24 @@ def test_a_batch_that_is_not_finite_ends_the_study(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="update 1: the imagined trajectories were not finite"):
         long_run.study(args)
     assert len((tmp_path / "study.csv").read_text().splitlines()) == 2, "what was measured is kept"
+
+
+def test_without_a_known_return_it_says_so() -> None:
+    model = tiny_model(PointEnv(), gamma=0.99)
+    with pytest.raises(ValueError, match=r"the time limit is too short for gamma=0\.99"):
+        measure(model, PointEnv(length=5), n_episodes=2, n_states=4, n_steps=4)
+
+
+def test_measuring_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    learnt = []
+    for every in (1, 2):
+        model = tiny_model(Falling(length=5)).learn(60)
+        monkeypatch.setattr(PolyGRAD, "resume", lambda *args, model=model, **kwargs: model)
+        monkeypatch.setattr(long_run.gym, "make", lambda _: Falling(length=5))
+        args = dict(env="", checkpoint="", seeds=[0], updates=2, every=every, episodes=1, states=4, steps=4, threads=1)
+        long_run.study(argparse.Namespace(**args, out=tmp_path / "a_0.5"))
+        learnt.append(th.cat([parameter.flatten() for parameter in model.policy.parameters()]))
+    assert th.equal(*learnt) and (tmp_path / "a_0.5.csv").is_file()
 
 
 def test_measure_has_all_columns() -> None:

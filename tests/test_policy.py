@@ -228,6 +228,9 @@ def test_rejects_bad_arguments() -> None:
         make_policy(min_std=-0.1)
     with pytest.raises(ValueError, match="actor_window"):
         make_policy(actor_window=1.5)
+    for window in (None, "2", True, float("nan")):
+        with pytest.raises(TypeError, match="policy_kwargs: actor_window must be a finite number"):
+            make_policy(actor_window=window)
     with pytest.raises(ValueError, match="log_std_rate"):
         make_policy(log_std_rate=0.0)
     with pytest.raises(ValueError, match="critic_tau"):

@@ -27,6 +27,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from sb3_polygrad.benchmark.algorithms import NAMES
 from sb3_polygrad.benchmark.provenance import provenance
 from sb3_polygrad.benchmark.single_run import Run, execute
+from sb3_polygrad.core.arguments import at_least_one
 from sb3_polygrad.hyperparams_loader import load_hyperparams
 
 MAX_DEATHS = 3
@@ -122,6 +123,14 @@ def target(text: str) -> tuple[str, float]:
     return env, float(value)
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """``{"gamma": 0.9}``"""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'must be like {{"gamma": 0.9}}, got {text}')
+    return value
+
+
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,14 +141,14 @@ def arguments() -> argparse.ArgumentParser:
     train.add_argument("--algos", nargs="+", choices=NAMES, default=["polygrad", "ppo"], help="algorithms")
     train.add_argument("--envs", nargs="+", default=["Hopper-v5"], help="environments")
     train.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds")
-    train.add_argument("--steps", type=int, default=20_000, help="real steps per run")
-    train.add_argument("--every", type=int, default=1_000, help="real steps between evaluations")
-    train.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
+    train.add_argument("--steps", type=at_least_one, default=20_000, help="real steps per run")
+    train.add_argument("--every", type=at_least_one, default=1_000, help="real steps between evaluations")
+    train.add_argument("--episodes", type=at_least_one, default=10, help="episodes per evaluation")
     train.add_argument("--hyperparams", help="another file of hyperparams/ than that of the algorithm, without suffix")
-    train.add_argument("--kwargs", type=json.loads, default={}, help="further constructor arguments as json; they win")
+    train.add_argument("--kwargs", type=json_object, default={}, help="further constructor arguments as json; they win")
     train.add_argument("--label", help="name of the variant, if not that of the algorithm")
-    train.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    train.add_argument("--threads", type=int, default=1, help="torch threads per run")
+    train.add_argument("--jobs", type=at_least_one, default=1, help="runs at the same time")
+    train.add_argument("--threads", type=at_least_one, default=1, help="torch threads per run")
     train.add_argument("--device", default="cpu", help="of torch")
     train.add_argument("--out", type=Path, required=True, help="folder of the csv and json files")
     train.add_argument("--store", type=Path, default=Path("runs/checkpoints"), help="folder of PolyGRAD's checkpoints")
@@ -147,7 +156,9 @@ def arguments() -> argparse.ArgumentParser:
     tell = commands.add_parser("report", help="compare", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     tell.set_defaults(command=report)
     tell.add_argument("folder", type=Path, help="where the csv files are")
-    tell.add_argument("--at", type=int, nargs="+", help="real steps to compare at; if not given, wherever a curve ends")
+    tell.add_argument(
+        "--at", type=at_least_one, nargs="+", help="real steps to compare at; if not given, wherever a curve ends"
+    )
     tell.add_argument("--ours", default="polygrad", help="label whose probability of improvement over the others is told")
     tell.add_argument("--reference", default="ppo", help="label whose final return the others are to reach")
     tell.add_argument("--target", type=target, nargs="*", default=[], metavar="ENV=RETURN", help="further returns to reach")
@@ -161,6 +172,8 @@ def main() -> None:
     args = parser.parse_args()
     if getattr(args, "label", None) and len(args.algos) > 1:
         parser.error("--label names one variant of one algorithm: give one of --algos with it")
+    if args.command is run and args.steps < args.every:
+        parser.error(f"nothing would be evaluated: --steps {args.steps} is less than --every {args.every}")
     args.command(args)
 
 

@@ -94,7 +94,7 @@ def return_table(rows: pd.DataFrame, curves: pd.DataFrame, at: Sequence[int] | N
 def improvement_table(rows: pd.DataFrame, at: Sequence[int] | None, ours: str) -> pd.DataFrame:
     """
     Probability of improvement over each other label, over all environments where both have an evaluation at given steps, from
-    the seeds that are in all of those.
+    the seeds that are in all of those. An environment of a single seed is left out where others have more.
 
     :param rows: from :func:`read_results`
     :param at: real steps; None for all at which a curve ends
@@ -110,6 +110,8 @@ def improvement_table(rows: pd.DataFrame, at: Sequence[int] | None, ours: str) -
         }
         for label in [label for label in scores if label != ours and ours in scores]:
             environments = [env for env in scores[ours] if env in scores[label]]
+            n_seeds = pd.DataFrame({name: scores[name][environments].count() for name in (ours, label)}).min(axis=1)
+            environments = n_seeds.index[n_seeds >= min(2, n_seeds.max())].tolist()
             mine, theirs = (scores[name][environments].dropna().to_numpy() for name in (ours, label))
             if mine.size == 0 or theirs.size == 0:
                 continue
@@ -175,6 +177,7 @@ def reach_table(rows: pd.DataFrame, reference: str, targets: Mapping[str, float]
     :param targets: further ones, per environment
     """
     table = []
+    clocks = ["timesteps", "training_seconds", "training_cpu_seconds"]
     for env, of_env in rows.groupby("env", sort=False):
         curves = {label: curve for _, label, curve in curves_of(of_env)}
         goals = {}
@@ -186,7 +189,7 @@ def reach_table(rows: pd.DataFrame, reference: str, targets: Mapping[str, float]
         for goal, target in goals.items():
             for label, runs in of_env.groupby("label", sort=False):
                 good = runs[runs["mean_reward"] >= target]
-                first = good.groupby("seed").first().reindex(runs["seed"].unique(), fill_value=np.inf)
+                first = good.groupby("seed")[clocks].first().reindex(runs["seed"].unique(), fill_value=np.inf)
                 row = {"env": env, "goal": goal, "target": target, "label": label}
                 row |= {"seeds": len(first), "reached": good["seed"].nunique(), "within": _end(curves[label])}
                 row["steps"] = first["timesteps"].median()

@@ -30,8 +30,20 @@ class CurveFile:
         return self.path.with_suffix(".json")
 
     def read_notes(self) -> dict[str, Any] | None:
-        """What was run, or None if nothing was."""
-        return json.loads(self.notes_path.read_text()) if self.notes_path.is_file() else None
+        """
+        What was run, or None if nothing was.
+
+        :raises ValueError: if the file is damaged
+        """
+        if not self.notes_path.is_file():
+            return None
+        try:
+            notes = json.loads(self.notes_path.read_text())
+            if {"run", "id", "steps", "continued"} <= notes.keys():
+                return notes
+        except (ValueError, AttributeError):  # no json, or no object
+            pass
+        raise ValueError(f"{self.notes_path} is damaged: move it away, and the csv file beside it")
 
     def read_rows(self) -> list[dict[str, str]]:
         """See :func:`read_rows`; none if there is no file."""
@@ -76,10 +88,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """
     :param path: of a csv file
     :return: its whole rows; one that a kill has cut off is left out
-    :raises ValueError: if its columns are others than :data:`COLUMNS`
+    :raises ValueError: if its columns are others than :data:`COLUMNS`, or a row is damaged
     """
     with path.open(newline="") as file:
         reader = csv.DictReader([line for line in file if line.endswith("\n")])
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise ValueError(f"{path} was not written by sb3_polygrad.benchmark.compare: its columns are {reader.fieldnames}")
-    return list(reader)
+    rows = list(reader)
+    try:
+        [float(row[name]) for row in rows for name in MEASURES]
+    except (TypeError, ValueError):  # a value that is missing, or no number
+        raise ValueError(f"{path} is damaged: one of its rows is not whole. Mend it, or move it away") from None
+    return rows

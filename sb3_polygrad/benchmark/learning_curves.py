@@ -28,6 +28,7 @@ from stable_baselines3.common.callbacks import StopTrainingOnRewardThreshold
 from sb3_polygrad.benchmark.algorithms import NAMES, algorithm_class
 from sb3_polygrad.benchmark.evaluations import Evaluations
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.evaluation.results import beside
 from sb3_polygrad.hyperparams_loader import load_hyperparams
 
 COLUMNS = ("label", "env", "seed", "timesteps", "mean_reward", "std_reward", "seconds")
@@ -70,7 +71,7 @@ def main() -> None:
     runs = []
     with (
         ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool,
-        args.out.with_suffix(".csv").open("w", newline="") as file,
+        beside(args.out, ".csv").open("w", newline="") as file,
     ):
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
@@ -85,7 +86,7 @@ def main() -> None:
         final_mean_reward=dict(zip(map(str, args.seeds), final, strict=True)),
         seconds=dict(zip(map(str, args.seeds), [rows[-1]["seconds"] for rows in runs], strict=True)),
     )
-    write_json(args.out.with_suffix(".json"), facts)
+    write_json(beside(args.out, ".json"), facts)
     print(f"{args.label or args.algo} on {args.env} after {args.steps} steps: {final}, mean {np.mean(final):.1f}")
 
 

@@ -85,7 +85,7 @@ def _section(env: str, tables: Mapping[str, pd.DataFrame], ours: str) -> str:
     parts = [f"## {env}", f"![{env}]({file_name(env)})"]
     if "returns" in of_env:
         parts += [f"Returns; improvement is the probability that a seed of {ours} is better.", _markdown(of_env["returns"])]
-    if "reaching" in of_env:
+    if not of_env.get("reaching", pd.DataFrame()).empty:
         parts += ["Real steps and minutes of training until a return is reached.", _markdown(of_env["reaching"])]
     parts += [
         "Minutes of training per 10,000 real steps, and the least that a seed kept of its best.",

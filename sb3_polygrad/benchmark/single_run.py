@@ -18,6 +18,8 @@ from sb3_polygrad.benchmark.algorithms import algorithm_class
 from sb3_polygrad.benchmark.curve_file import CurveFile
 from sb3_polygrad.benchmark.evaluations import Evaluations, Stopwatch
 from sb3_polygrad.checkpoint import NAME, checkpoints
+from sb3_polygrad.core.files import fault_of_archive
+from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.saving import Saving
 
@@ -70,16 +72,32 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the returns but the number of steps, as json has it: rows of different identity are not mixed."""
-        signature = inspect.signature(algorithm_class(self.algorithm).__init__).parameters
-        defaults = {name: parameter.default for name, parameter in signature.items() if name not in NOT_SETTINGS}
+        settings = {**_defaults(algorithm_class(self.algorithm)), **self.settings}
+        if self.algorithm == "polygrad":
+            settings["policy_kwargs"] = {**_defaults(PolyGRADPolicy), **(settings["policy_kwargs"] or {})}
         identity = {
             **self.rows_begin,
             "every": self.every,
             "episodes": self.episodes,
             "device": self.device,
-            "settings": {**defaults, **self.settings},
+            "settings": settings,
         }
         return json.loads(json.dumps(identity, default=repr))
+
+
+def _defaults(function: type) -> dict[str, Any]:
+    """What a class takes for arguments that decide something and are not given."""
+    parameters = inspect.signature(function.__init__).parameters  # type: ignore[misc]
+    decided = {name: parameter.default for name, parameter in parameters.items() if name not in NOT_SETTINGS}
+    return {name: default for name, default in decided.items() if default is not inspect.Parameter.empty}
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """``{"policy_kwargs": {"n_critics": 2}}`` to ``{"policy_kwargs.n_critics": 2}``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def execute(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> str:
@@ -109,6 +127,11 @@ def _execute(run: Run, file: CurveFile, store: Path, facts: dict[str, Any]) -> s
     _require_same(run, file, notes, bool(rows))
     if set(run.evaluated_at) <= {int(row["timesteps"]) for row in rows}:
         return "skipped"
+    if rows and int(rows[-1]["timesteps"]) > run.steps:
+        raise ValueError(
+            f"{file.path} reaches {rows[-1]['timesteps']} steps and lacks evaluations before {run.steps}: move it away, or "
+            "ask for all of its --steps"
+        )
 
     th.set_num_threads(run.threads)
     # Rows that were made stay where they are until there are more of them.
@@ -147,8 +170,9 @@ def _require_same(run: Run, file: CurveFile, notes: dict[str, Any] | None, has_r
     ours, theirs = run.identity(), notes["run"]
     differing = [name for name in ours if name != "settings" and ours[name] != theirs[name]]
     # An argument that the algorithm did not have then had no value that could differ, unless one is given now.
-    names = sorted({*ours["settings"]} & {*theirs["settings"]} | {*run.settings})
-    differing += [name for name in names if ours["settings"][name] != theirs["settings"].get(name)]
+    now, then = _flat(ours["settings"]), _flat(theirs["settings"])
+    given = _flat({name: value for name, value in run.settings.items() if name not in NOT_SETTINGS})
+    differing += [name for name in sorted(now.keys() & then.keys() | given.keys()) if now.get(name) != then.get(name)]
     if differing:
         raise ValueError(
             f"{file.path} was made with another {', '.join(differing)}: choose another --label or --out, or move it away"
@@ -156,14 +180,15 @@ def _require_same(run: Run, file: CurveFile, notes: dict[str, Any] | None, has_r
 
 
 def _checkpoint(run: Run, store: Path, notes: dict[str, Any] | None, rows: list[dict[str, str]]) -> Path | None:
-    """The latest checkpoint that the rows reach, if the run can go on from one."""
+    """The latest whole checkpoint that all rows before it are there of, if the run can go on from one."""
     if run.algorithm != "polygrad" or notes is None:
         return None
     if notes["steps"] != run.steps and any(callable(value) for value in run.settings.values()):
         return None  # schedules follow the number of steps: a longer run is another one from the first step on
     reached = {int(row["timesteps"]) for row in rows}
     for path in reversed(checkpoints(store / f"{run.name}_{notes['id']}")):
-        if int(NAME.fullmatch(path.name)[2]) in reached:  # type: ignore[index]
+        steps = int(NAME.fullmatch(path.name)[2])  # type: ignore[index]
+        if reached.issuperset(range(run.every, steps + 1, run.every)) and fault_of_archive(path) is None:
             return path
     return None
 

@@ -37,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sb3_polygrad.benchmark.arithmetic import flops, gemm_rate, seconds
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.evaluation.timing import prepare, some_policy
 from sb3_polygrad.hyperparams_loader import load_hyperparams
 from sb3_polygrad.polygrad import PolyGRAD
@@ -297,8 +297,8 @@ def main() -> None:
     def note(**more: Any) -> None:
         """After every part, so that a run cut short leaves what it has measured."""
         facts.update(more)
-        write_csv(args.out.with_suffix(".csv"), rows)
-        write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.benchmark.speed", **facts))
+        write_csv(beside(args.out, ".csv"), rows)
+        write_json(beside(args.out, ".json"), provenance("sb3_polygrad.benchmark.speed", **facts))
 
     for name, dtype in itertools.product(args.settings, args.dtypes):
         for row in parts(name, dtype, args):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import math
 import types
@@ -39,6 +40,14 @@ def choose(argument: str, name: str, known: Iterable[str]) -> str:
 def is_number(value: Any) -> bool:
     """A number, and not True or False."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def at_least_one(text: str) -> int:
+    """Of a command line: an integer of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
 
 
 def check_types(argument: str, function: Any, given: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.evaluation.sampler_study import Problem, describe, policy_with_std
 from sb3_polygrad.evaluation.simulator import Simulator
 from sb3_polygrad.world_models.base import PolicyFn
@@ -157,14 +157,14 @@ def study(args: argparse.Namespace) -> None:
             print({name: readable(value) for name, value in rows[-1].items()}, flush=True)
         # After every rule, so that a study cut short leaves what it has measured.
         for suffix, table in (("", rows), ("_steps", step_rows), ("_histogram", histogram)):
-            write_csv(args.out.with_name(f"{args.out.name}{suffix}.csv"), table)
+            write_csv(beside(args.out, f"{suffix}.csv"), table)
         facts = provenance(
             "sb3_polygrad.evaluation.action_distribution",
             threads=args.threads,
             dataset=json.loads((data.folder / "dataset.json").read_text()),
             training=training,
         )
-        write_json(args.out.with_name(args.out.name + ".json"), facts)
+        write_json(beside(args.out, ".json"), facts)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.on_policy import action_statistics, per_step_std
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.polygrad import PolyGRAD
 
 
@@ -75,15 +75,15 @@ def main() -> None:
     for step in steps:
         print(f"step {step['step']:3}: action_std {step['action_std']:.3f} over {step['n']} trajectories")
     if args.out is not None:
-        write_csv(args.out.with_name(args.out.name + ".csv"), [row])
-        write_csv(args.out.with_name(args.out.name + "_steps.csv"), steps)
+        write_csv(beside(args.out, ".csv"), [row])
+        write_csv(beside(args.out, "_steps.csv"), steps)
         facts = provenance(
             "sb3_polygrad.evaluation.action_statistics",
             threads=args.threads,
             world_model_kwargs=model.world_model_kwargs,
             real_steps=model.num_timesteps,
         )
-        write_json(args.out.with_name(args.out.name + ".json"), facts)
+        write_json(beside(args.out, ".json"), facts)
 
 
 if __name__ == "__main__":

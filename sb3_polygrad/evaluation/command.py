@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch as th
 
+from sb3_polygrad.core.arguments import at_least_one
+
 
 def study_parser(description: str | None) -> argparse.ArgumentParser:
     """
@@ -15,7 +17,7 @@ def study_parser(description: str | None) -> argparse.ArgumentParser:
     :return: a parser with ``--threads`` and ``--out``, to be given the study's own arguments
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--threads", type=at_least_one, default=1, help="of torch")
     parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
     return parser
 

@@ -19,9 +19,10 @@ import numpy as np
 import torch as th
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import at_least_one
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.real_episodes import real_episodes
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.world_models.standardized import StandardizedWorldModel
 
@@ -67,24 +68,27 @@ def study(args: argparse.Namespace) -> None:
     env, rows = gym.make(args.env), []
     for seed in args.seeds:
         model = PolyGRAD("MlpPolicy", args.env, seed=seed, device="cpu")
-        model.learn(model.learning_starts + model.n_steps)
+        begin = model.learning_starts + model.n_steps
+        if args.steps <= begin:
+            raise ValueError(f"--steps {args.steps} must be more than {begin}: nothing is imagined before")
+        model.learn(begin)
         while model.num_timesteps < args.steps:
             model.learn(args.every, reset_num_timesteps=False)
             row: dict[str, Any] = {"env": args.env, "seed": seed, "timesteps": model.num_timesteps}
             rows.append(row | measure(model, env, args.episodes, args.trajectories))
             print({key: readable(value) for key, value in rows[-1].items()}, flush=True)
-            write_csv(args.out.with_suffix(".csv"), rows)
-    write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.evaluation.endings", threads=args.threads))
+            write_csv(beside(args.out, ".csv"), rows)
+    write_json(beside(args.out, ".json"), provenance("sb3_polygrad.evaluation.endings", threads=args.threads))
 
 
 def main() -> None:
     """Command line."""
     parser = study_parser(__doc__)
     parser.add_argument("--env", default="Hopper-v5")
-    parser.add_argument("--steps", type=int, default=6_000, help="real steps to learn for")
-    parser.add_argument("--every", type=int, default=1_000, help="real steps between measurements")
-    parser.add_argument("--episodes", type=int, default=20, help="real episodes per measurement")
-    parser.add_argument("--trajectories", type=int, default=1_000, help="imagined ones per measurement")
+    parser.add_argument("--steps", type=at_least_one, default=6_000, help="real steps to learn for")
+    parser.add_argument("--every", type=at_least_one, default=1_000, help="real steps between measurements")
+    parser.add_argument("--episodes", type=at_least_one, default=20, help="real episodes per measurement")
+    parser.add_argument("--trajectories", type=at_least_one, default=1_000, help="imagined ones per measurement")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     run_study(parser, study)
 

@@ -31,9 +31,10 @@ import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import at_least_one
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.real_episodes import Episode, real_episodes
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.polygrad import PolyGRAD
 
 
@@ -49,16 +50,19 @@ class Known(NamedTuple):
     returns: np.ndarray
 
 
-def known_returns(episode: Episode, gamma: float, cut: int = 300) -> Known:
+def known_returns(episode: Episode, gamma: float, unknown: float = 0.05) -> Known:
     """
     :param episode: a real one
     :param gamma: the discount
-    :param cut: of an episode that a time limit ended so many last steps are left out: what would have come is unknown
+    :param unknown: of an episode that a time limit ended, last steps are left out for which more than this share of all that
+        discounting leaves would still have come
     """
+    n_steps = len(episode.rewards)
+    after = gamma ** np.arange(n_steps, 0, -1)  # weight of what comes after the episode
+    n_known = n_steps if episode.terminated else int((after <= unknown).sum())
     following = [0.0]
     for reward in episode.rewards[::-1]:
         following.append(float(reward) + gamma * following[-1])
-    n_known = len(episode.rewards) if episode.terminated else max(len(episode.rewards) - cut, 1)
     return Known(episode.observations[:n_known], np.array(following[:0:-1][:n_known]))
 
 
@@ -91,6 +95,8 @@ def measure(model: PolyGRAD, env: gym.Env, n_episodes: int, n_states: int, n_ste
     episodes = list(real_episodes(model, env, n_episodes))
     known = [known_returns(episode, model.gamma) for episode in episodes]
     observations, returns = (np.concatenate(parts) for parts in zip(*known, strict=True))
+    if len(returns) == 0:
+        raise ValueError(f"no return is known: the time limit is too short for gamma={model.gamma} to make little of the rest")
     chosen = np.random.default_rng(0).integers(len(observations), size=n_states)
     start = th.as_tensor(observations[chosen]).float()
     with th.no_grad():
@@ -121,10 +127,11 @@ def study(args: argparse.Namespace) -> None:
                     )
             if update % args.every == 0:
                 facts: dict[str, Any] = {"env": args.env, "timesteps": model.num_timesteps, "seed": seed, "updates": update}
-                rows.append(facts | measure(model, env, args.episodes, args.states, args.steps))
+                with th.random.fork_rng():  # what is measured does not change what is learnt
+                    rows.append(facts | measure(model, env, args.episodes, args.states, args.steps))
                 print({key: readable(value) for key, value in rows[-1].items()}, flush=True)
-                write_csv(args.out.with_suffix(".csv"), rows)
-    write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.evaluation.long_run", threads=args.threads))
+                write_csv(beside(args.out, ".csv"), rows)
+    write_json(beside(args.out, ".json"), provenance("sb3_polygrad.evaluation.long_run", threads=args.threads))
 
 
 def main() -> None:
@@ -136,10 +143,10 @@ def main() -> None:
     parser.add_argument("--env", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of what is imagined")
     parser.add_argument("--updates", type=int, default=600, help="of policy and critic")
-    parser.add_argument("--every", type=int, default=200, help="updates between measurements")
-    parser.add_argument("--episodes", type=int, default=10, help="real episodes per measurement")
-    parser.add_argument("--states", type=int, default=500, help="states of these that are looked at")
-    parser.add_argument("--steps", type=int, default=600, help="imagined from each, in whole horizons")
+    parser.add_argument("--every", type=at_least_one, default=200, help="updates between measurements")
+    parser.add_argument("--episodes", type=at_least_one, default=10, help="real episodes per measurement")
+    parser.add_argument("--states", type=at_least_one, default=500, help="states of these that are looked at")
+    parser.add_argument("--steps", type=at_least_one, default=600, help="imagined from each, in whole horizons")
     run_study(parser, study)
 
 

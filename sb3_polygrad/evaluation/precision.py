@@ -27,7 +27,7 @@ from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.contestants import CONTESTANTS
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.evaluation.sampler_study import policy_with_std
 from sb3_polygrad.evaluation.simulator import Simulator
 from sb3_polygrad.evaluation.trajectory_error import Problem, errors, pose
@@ -75,8 +75,8 @@ def study(args: argparse.Namespace) -> None:
             row: dict[str, Any] = {"env": data.env_id, "model": name, "dtype": dtype, **means}
             rows.append(row)
             print({key: readable(value) for key, value in row.items()}, flush=True)
-            write_csv(args.out.with_suffix(".csv"), rows)
-    write_json(args.out.with_suffix(".json"), provenance("sb3_polygrad.evaluation.precision", threads=args.threads))
+            write_csv(beside(args.out, ".csv"), rows)
+    write_json(beside(args.out, ".json"), provenance("sb3_polygrad.evaluation.precision", threads=args.threads))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from sb3_polygrad.polygrad import PolyGRAD
 
 class Episode(NamedTuple):
     """
-    :param observations: ``(n, obs_dim)`` that the policy acted in
+    :param observations: ``(n, *observation_shape)`` that the policy acted in
     :param rewards: ``(n,)`` of the steps from there
     :param terminated: whether it ended by a terminal, and not by a time limit
     """
@@ -23,18 +23,21 @@ class Episode(NamedTuple):
     terminated: bool
 
 
-def real_episodes(model: PolyGRAD, env: gym.Env, n_episodes: int) -> Iterator[Episode]:
+def real_episodes(model: PolyGRAD, env: gym.Env, n_episodes: int, max_steps: int = 10_000) -> Iterator[Episode]:
     """
     :param model: whose policy acts, with its noise
     :param env: where; the k-th episode is begun with seed k
     :param n_episodes: how many
+    :param max_steps: an episode is cut after so many, as by a time limit
     """
     for seed in range(n_episodes):
         observation, _ = env.reset(seed=seed)
-        observations, rewards, terminated, truncated = [], [], False, False
-        while not (terminated or truncated):
+        observations, rewards, terminated = [], [], False
+        for _ in range(max_steps):
             observations.append(observation)
             action, _ = model.predict(observation, deterministic=False)
             observation, reward, terminated, truncated, _ = env.step(action)
             rewards.append(float(reward))
+            if terminated or truncated:
+                break
         yield Episode(np.array(observations), np.array(rewards), terminated)

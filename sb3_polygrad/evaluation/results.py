@@ -12,6 +12,11 @@ def readable(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float) else value
 
 
+def beside(out: Path, ending: str) -> Path:
+    """``runs/a_0.5`` to ``runs/a_0.5.csv``: nothing of a given name is taken for a suffix."""
+    return out.with_name(out.name + ending)
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """
     :param path: file to write; its folder is made

@@ -43,7 +43,7 @@ from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.dataset import Dataset
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.evaluation.simulator import Simulator
 from sb3_polygrad.evaluation.staggered_candidates import Candidate, staggered_candidates
 from sb3_polygrad.world_models.base import PolicyFn
@@ -225,15 +225,15 @@ def study(args: argparse.Namespace) -> None:
             step_rows += [{**labels, **step} for step in steps]
             print({name: readable(value) for name, value in rows[-1].items()}, flush=True)
         # After every sampler, so that a study cut short leaves what it has measured.
-        write_csv(args.out.with_name(args.out.name + ".csv"), rows)
-        write_csv(args.out.with_name(args.out.name + "_steps.csv"), step_rows)
+        write_csv(beside(args.out, ".csv"), rows)
+        write_csv(beside(args.out, "_steps.csv"), step_rows)
         facts = provenance(
             "sb3_polygrad.evaluation.sampler_study",
             threads=args.threads,
             dataset=json.loads((data.folder / "dataset.json").read_text()),
             training=trainings,
         )
-        write_json(args.out.with_name(args.out.name + ".json"), facts)
+        write_json(beside(args.out, ".json"), facts)
 
 
 def main() -> None:

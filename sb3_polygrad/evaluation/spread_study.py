@@ -30,7 +30,7 @@ from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.linear_gaussian import LinearGaussianSystem
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
-from sb3_polygrad.evaluation.results import write_csv
+from sb3_polygrad.evaluation.results import beside, write_csv
 from sb3_polygrad.evaluation.spread import coverage, crps, optimal_crps
 from sb3_polygrad.evaluation.staggered_candidates import Candidate, staggered_candidates
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
@@ -96,9 +96,9 @@ def study(args: argparse.Namespace) -> None:
         start = th.randn(args.starts, 2)
         steps = compare(candidate.model, system, start, args.trajectories, args.std)
         rows += [{**candidate.labels, "sigma": args.std, **step} for step in steps]
-    write_csv(args.out.with_suffix(".csv"), rows)
+    write_csv(beside(args.out, ".csv"), rows)
     facts = provenance("sb3_polygrad.evaluation.spread_study", threads=args.threads, training=trainings)
-    write_json(args.out.with_suffix(".json"), facts)
+    write_json(beside(args.out, ".json"), facts)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from sb3_polygrad.benchmark.provenance import provenance, write_json
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.contestants import CONTESTANTS
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.world_models.base import PolicyFn
 from sb3_polygrad.world_models.standardized import StandardizedWorldModel
 
@@ -115,9 +115,9 @@ def study(args: argparse.Namespace) -> None:
             expected = row["seconds"] / horizon
             rows.append({"env": args.env, "size": args.size, "device": args.device, "model": name, "horizon": horizon, **row})
             print({key: readable(value) for key, value in rows[-1].items()}, flush=True)
-            write_csv(args.out.with_name(args.out.name + ".csv"), rows)
+            write_csv(beside(args.out, ".csv"), rows)
     facts = provenance("sb3_polygrad.evaluation.timing", threads=args.threads)
-    write_json(args.out.with_name(args.out.name + ".json"), facts)
+    write_json(beside(args.out, ".json"), facts)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ from sb3_polygrad.evaluation.contestants import CONTESTANTS
 from sb3_polygrad.evaluation.dataset import Dataset
 from sb3_polygrad.evaluation.fitted_model import kept_or_fitted
 from sb3_polygrad.evaluation.policy_guidance import tune_delta
-from sb3_polygrad.evaluation.results import readable, write_csv
+from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.evaluation.sampler_study import policy_with_std
 from sb3_polygrad.evaluation.simulator import Simulator
 from sb3_polygrad.world_models.base import Context, PolicyFn
@@ -222,8 +222,8 @@ def study(args: argparse.Namespace) -> None:
                     flush=True,
                 )
                 # After every model, so that a study cut short leaves what it has measured.
-                write_csv(args.out.with_name(args.out.name + ".csv"), rows)
-                write_csv(args.out.with_name(args.out.name + "_summary.csv"), summary(rows, costs))
+                write_csv(beside(args.out, ".csv"), rows)
+                write_csv(beside(args.out, "_summary.csv"), summary(rows, costs))
     facts = provenance(
         "sb3_polygrad.evaluation.trajectory_error",
         threads=args.threads,
@@ -233,7 +233,7 @@ def study(args: argparse.Namespace) -> None:
         settings={name: {**CONTESTANTS[name].settings[args.size], **args.settings.get(name, {})} for name in args.models},
         cost=costs,
     )
-    write_json(args.out.with_name(args.out.name + ".json"), facts)
+    write_json(beside(args.out, ".json"), facts)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 from torch.distributions import Normal
 
-from sb3_polygrad.core.arguments import choose
+from sb3_polygrad.core.arguments import check_types, choose
 from sb3_polygrad.core.averaging import ExponentialAverage, WindowedAverage
 
 
@@ -106,6 +106,11 @@ class PolyGRADPolicy(ActorCriticPolicy):
     ) -> None:
         if kwargs.get("use_sde"):
             raise ValueError("use_sde=True is not supported: imagination needs a std that does not depend on the state")
+        own = {
+            **{"layer_norm": layer_norm, "min_std": min_std, "log_std_init": log_std_init, "log_std_rate": log_std_rate},
+            **{"actor_window": actor_window, "critic_tau": critic_tau, "n_critics": n_critics},
+        }
+        check_types("policy_kwargs", PolyGRADPolicy, own)
         if not 0.0 <= min_std < float(th.tensor(log_std_init).exp()):
             raise ValueError(
                 f"min_std={min_std} must lie in [0, exp(log_std_init)={float(th.tensor(log_std_init).exp()):.3g})"
@@ -114,10 +119,10 @@ class PolyGRADPolicy(ActorCriticPolicy):
             raise ValueError(f"actor_window must lie in [0, 1], got {actor_window}")
         if not 0.0 < critic_tau <= 1.0:
             raise ValueError(f"critic_tau must lie in (0, 1], got {critic_tau}")
-        if not 0.0 < log_std_rate < float("inf"):
+        if log_std_rate <= 0.0:
             raise ValueError(f"log_std_rate must be positive, got {log_std_rate}")
-        if not (isinstance(n_critics, int) and n_critics >= 1):
-            raise ValueError(f"n_critics must be a whole number of at least 1, got {n_critics!r}")
+        if n_critics < 1:
+            raise ValueError(f"n_critics must be at least 1, got {n_critics}")
         if isinstance(activation_fn, str):
             activation_fn = ACTIVATIONS[choose("policy_kwargs['activation_fn']", activation_fn, ACTIVATIONS)]
         self.layer_norm, self.min_std, self.log_std_rate = layer_norm, min_std, log_std_rate
@@ -154,6 +159,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
             self.log_std.copy_((self.log_std.exp() - self.min_std).log())
         self.other_critics = nn.ModuleList(self._new_critic() for _ in range(self.n_critics - 1))
         self.critic_target = ExponentialAverage(self._critic(), 1.0 - self.critic_tau)
+        # Without a window it is made all the same: what is saved has one shape.
         self.actor_average = WindowedAverage(self._actor(), self.actor_window or 1.0)
         # One optimiser with a group for each learning rate: actor, critic, log_std.
         actor = [parameter for parameter in self.actor_parameters() if parameter is not self.log_std]
