@@ -100,6 +100,7 @@ def build_diffusion(
     max_grad_norm: float = 1.0,
     ema_decay: float = 0.99,
     ema_every: int = 1,
+    weight_decay: float = 0.0,
     dtype: str = "float32",
 ) -> DiffusionWorldModel:
     """
@@ -131,6 +132,7 @@ def build_diffusion(
     :param max_grad_norm: bound on its gradient
     :param ema_decay: of the average of the weights that imagines
     :param ema_every: gradient steps between updates of that average
+    :param weight_decay: of the matrices of the denoiser's layers but the last, as AdamW has it
     :param dtype: ``"bfloat16"`` imagines with the large matrix products in half the precision, for wide networks on processors
         and GPUs that have it; fitting, and imagining with gradients (``policy_update="pathwise"``), is in float32 all the same
     """
@@ -168,7 +170,7 @@ def build_diffusion(
         horizon,
         denoiser=network,
         sampler=samplers[sampler](),
-        fit_settings=FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every),
+        fit_settings=FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every, weight_decay),
         # Where the state before is clean whenever it is looked at, single steps are all there is to learn from.
         window=1 if network.markov and sampler == "staggered" and lag >= n_levels else None,
         dtype=getattr(th, dtype),

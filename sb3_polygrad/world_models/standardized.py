@@ -24,12 +24,14 @@ class FitSettings(NamedTuple):
     :param max_grad_norm: bound on the gradient's norm
     :param ema_decay: share that the average keeps at each update
     :param ema_every: gradient steps between updates of the average
+    :param weight_decay: of the matrices of all layers but the last, the head, as AdamW has it
     """
 
     learning_rate: float = 3e-4
     max_grad_norm: float = 1.0
     ema_decay: float = 0.99
     ema_every: int = 10
+    weight_decay: float = 0.0
 
 
 DEFAULT_FIT_SETTINGS = FitSettings()
@@ -117,6 +119,8 @@ class StandardizedWorldModel(WorldModel, ABC):
                 raise ValueError(f"world_model_kwargs: {argument} must be positive, got {getattr(fit_settings, argument)}")
         if not 0.0 <= fit_settings.ema_decay < 1.0:
             raise ValueError(f"world_model_kwargs: ema_decay must lie in [0, 1), got {fit_settings.ema_decay}")
+        if not fit_settings.weight_decay >= 0.0:
+            raise ValueError(f"world_model_kwargs: weight_decay must not be negative, got {fit_settings.weight_decay}")
         self.settings = fit_settings
         self.bound_margin = bound_margin
         self.state_normalizer = RunningNormalizer(obs_dim)
@@ -140,8 +144,19 @@ class StandardizedWorldModel(WorldModel, ABC):
     def _will_learn(self, network: nn.Module) -> None:
         """Set up the optimiser and the average of the network that learns; to be called once it is there."""
         self.average = ExponentialAverage(network, self.settings.ema_decay)
-        self.optimizer = th.optim.Adam(network.parameters(), lr=self.settings.learning_rate, fused=True)
+        self.optimizer = self._optimizer(network)
         self._captured_fit = Captured(self._fit_tensors, self._learnt_tensors)
+
+    def _optimizer(self, network: nn.Module) -> th.optim.Optimizer:
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
+        if decay == 0.0:
+            return th.optim.Adam(network.parameters(), lr=rate, fused=True)
+        decays = {name: p.dim() > 1 and not name.startswith("head") for name, p in network.named_parameters()}
+        groups = [
+            {"params": [p for name, p in network.named_parameters() if decays[name]], "weight_decay": decay},
+            {"params": [p for name, p in network.named_parameters() if not decays[name]], "weight_decay": 0.0},
+        ]
+        return th.optim.AdamW(groups, lr=rate, fused=True)
 
     def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
         """See :meth:`WorldModel.fit`; on a GPU a CUDA graph, with TF32 (see :func:`tensor_cores`)."""
