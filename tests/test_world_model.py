@@ -117,6 +117,29 @@ def test_the_average_that_imagines_is_an_ema(ema_every: int) -> None:
     assert th.allclose(model.average.module.head.weight, expected, atol=1e-6)  # type: ignore[union-attr, arg-type]
 
 
+@pytest.mark.parametrize("name", ["staggered", "policy_guided"])
+def test_weight_decay_is_of_the_inner_matrices_alone(name: str) -> None:
+    before, after = [], []
+    for weight_decay in (0.0, 0.5):
+        th.manual_seed(0)
+        model = build(name, learning_rate=0.01, weight_decay=weight_decay)
+        assert isinstance(model, DiffusionWorldModel)
+        data = real_windows(32)
+        observe(model, data)
+        before.append({key: p.detach().clone() for key, p in model.denoiser.named_parameters()})
+        th.manual_seed(1)
+        model.fit(data)
+        after.append(dict(model.denoiser.named_parameters()))
+    for key, start in before[0].items():
+        share = 0.01 * 0.5 if start.dim() > 1 and not key.startswith("head") else 0.0
+        assert th.equal(start, before[1][key]) and th.allclose(after[1][key], after[0][key] - share * start, atol=1e-6), key
+
+
+def test_weight_decay_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="weight_decay must not be negative"):
+        build(weight_decay=-0.1)
+
+
 def test_imagines_with_the_average() -> None:
     model, start, imagined = fitted(), real_windows(4).observations[:, 0], []
     for _ in range(2):
