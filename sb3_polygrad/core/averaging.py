@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch as th
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 
-class ExponentialAverage(AveragedModel):
+class MovingAverage(AveragedModel, ABC):
     """
-    Exponential moving average of a network's parameters; the first update copies them. Buffers are those of the network.
+    Moving average of a network's parameters; the first update copies them. Buffers are those of the network.
 
     Torch's own average asks the device at every update how many there were; this one counts them itself, too.
 
     :param network: what is averaged
-    :param decay: share that the average keeps at each update
     """
 
     n_averaged: th.Tensor
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        self.decay = decay
         self.n_updates = 0
         # A float counter: everything in a state dict of this package is floating point.
         self.n_averaged = self.n_averaged.float()
@@ -51,12 +51,28 @@ class ExponentialAverage(AveragedModel):
         """Whether there was an update."""
         return self.n_updates > 0
 
+    @abstractmethod
     def _share(self) -> float:
         """Of the present parameters in the average, at an update that is not the first."""
+
+
+class ExponentialAverage(MovingAverage):
+    """
+    Exponential moving average.
+
+    :param network: what is averaged
+    :param decay: share that the average keeps at each update
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.decay = decay
+
+    def _share(self) -> float:
         return 1.0 - self.decay
 
 
-class WindowedAverage(ExponentialAverage):
+class WindowedAverage(MovingAverage):
     """
     Average of about the latest share of all updates: at the n-th, 1 / (window · n) of the present parameters enter.
 
@@ -68,7 +84,7 @@ class WindowedAverage(ExponentialAverage):
     """
 
     def __init__(self, network: nn.Module, window: float) -> None:
-        super().__init__(network, decay=0.0)
+        super().__init__(network)
         self.window = window
 
     def _share(self) -> float:
@@ -76,5 +92,5 @@ class WindowedAverage(ExponentialAverage):
 
 
 def _recall_updates(module: nn.Module, _incompatible: object) -> None:
-    assert isinstance(module, ExponentialAverage)
+    assert isinstance(module, MovingAverage)
     module.n_updates = int(module.n_averaged)

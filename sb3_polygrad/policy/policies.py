@@ -106,10 +106,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
     ) -> None:
         if kwargs.get("use_sde"):
             raise ValueError("use_sde=True is not supported: imagination needs a std that does not depend on the state")
-        own = {
-            **{"layer_norm": layer_norm, "min_std": min_std, "log_std_init": log_std_init, "log_std_rate": log_std_rate},
-            **{"actor_window": actor_window, "critic_tau": critic_tau, "n_critics": n_critics},
-        }
+        own = dict(layer_norm=layer_norm, min_std=min_std, log_std_init=log_std_init, log_std_rate=log_std_rate)
+        own |= dict(actor_window=actor_window, critic_tau=critic_tau, n_critics=n_critics)
         check_types("policy_kwargs", PolyGRADPolicy, own)
         if not 0.0 <= min_std < float(th.tensor(log_std_init).exp()):
             raise ValueError(
