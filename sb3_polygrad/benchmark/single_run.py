@@ -180,7 +180,7 @@ def _require_same(run: Run, file: CurveFile, notes: dict[str, Any] | None, has_r
 
 
 def _checkpoint(run: Run, store: Path, notes: dict[str, Any] | None, rows: list[dict[str, str]]) -> Path | None:
-    """The latest whole checkpoint that all rows before it are there of, if the run can go on from one."""
+    """The latest checkpoint that is whole and lacks no row before it, if the run can go on from one."""
     if run.algorithm != "polygrad" or notes is None:
         return None
     if notes["steps"] != run.steps and any(callable(value) for value in run.settings.values()):
