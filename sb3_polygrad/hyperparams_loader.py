@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_polygrad.core.arguments import choose
+from sb3_polygrad.core.arguments import choose, json_object
 
 _PACKAGE = Path(__file__).parent
 
@@ -38,6 +39,20 @@ def load_hyperparams(name: str, env_id: str) -> dict[str, Any]:
     entries = yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text(encoding="utf-8"))
     entry = entries.get(env_id, entries["default"])
     return {key: _schedule(key, value) for key, value in entry.items() if key not in ZOO_ONLY}
+
+
+def constructor_arguments(text: str) -> dict[str, Any]:
+    """
+    Of a command line: json such as ``{"learning_rate": "lin_0.001"}``, understood as in the files.
+
+    :param text: a json object
+    :return: keyword arguments for the constructor of the algorithm
+    :raises argparse.ArgumentTypeError: for anything else
+    """
+    try:
+        return {key: _schedule(key, value) for key, value in json_object(text).items()}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _schedule(name: str, value: Any) -> Any:

@@ -17,11 +17,12 @@ from sb3_polygrad.benchmark.curve_file import COLUMNS, CurveFile, read_rows
 from sb3_polygrad.benchmark.evaluations import CLOCKS
 from sb3_polygrad.benchmark.provenance import provenance
 from sb3_polygrad.benchmark.single_run import Run, execute
+from sb3_polygrad.evaluation.results import write_csv
 from tests.toys import TINY, TINY_WORLD_MODEL
 
 pytest.importorskip("joblib", reason="needs the extra [benchmark]")
 
-from sb3_polygrad.benchmark import compare
+from sb3_polygrad.benchmark import compare, learning_curves
 
 SETTINGS = {name: value for name, value in TINY.items() if name not in ("seed", "device")}
 SETTINGS = {**SETTINGS, "world_model_kwargs": TINY_WORLD_MODEL}
@@ -377,6 +378,8 @@ def test_damaged_rows_are_named(tmp_path: Path, damage: str) -> None:
         (["--episodes", "0"], "must be at least 1"),
         (["--jobs", "0"], "must be at least 1"),
         (["--kwargs", "[1]"], "must be like"),
+        (["--kwargs", "gamma=0.9"], "is no json"),
+        (["--kwargs", '{"learning_rate": "lin_much"}'], "is no schedule"),
     ],
 )
 def test_nothing_to_do_is_an_error(
@@ -385,3 +388,40 @@ def test_nothing_to_do_is_an_error(
     with pytest.raises(SystemExit):
         command(monkeypatch, "run", "--out", tmp_path, *given)
     assert message in capsys.readouterr().err
+
+
+def test_schedules_of_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A schedule means the same in ``--kwargs`` as in a yml file: both learn, and say in the json what from."""
+    given = ["--kwargs", '{"n_steps": 32, "learning_rate": "lin_0.001"}', "--steps", "64", "--every", "64", "--episodes", "1"]
+    command(
+        monkeypatch,
+        "run",
+        "--algos",
+        "ppo",
+        "--envs",
+        "Pendulum-v1",
+        "--seeds",
+        "0",
+        *given,
+        "--out",
+        tmp_path,
+        "--store",
+        tmp_path,
+    )
+    rate = json.loads((tmp_path / "ppo_Pendulum-v1_0.json").read_text())["run"]["settings"]["learning_rate"]
+    assert rate == "LinearSchedule(start=0.001, end=0.0, end_fraction=1.0)"
+    monkeypatch.setattr(sys, "argv", ["learning_curves", "--algo", "ppo", "--env", "Pendulum-v1", "--seeds", "0", *given])
+    sys.argv += ["--out", str(tmp_path / "curve")]
+    learning_curves.main()
+    assert json.loads((tmp_path / "curve.json").read_text())["settings"]["learning_rate"] == rate
+
+
+def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path: Path) -> None:
+    class Unwritable:
+        def __str__(self) -> str:
+            raise OSError("no space left on device")
+
+    write_csv(tmp_path / "a.csv", [{"seed": 0}])
+    with pytest.raises(OSError, match="no space"):
+        write_csv(tmp_path / "a.csv", [{"seed": 1}, {"seed": Unwritable()}])
+    assert (tmp_path / "a.csv").read_text().split() == ["seed", "0"]

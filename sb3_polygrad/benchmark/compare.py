@@ -14,7 +14,6 @@ begin anew. ``docs/comparison.md`` explains the protocol and every column.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import traceback
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from sb3_polygrad.benchmark.algorithms import NAMES
 from sb3_polygrad.benchmark.provenance import provenance
 from sb3_polygrad.benchmark.single_run import Run, execute
 from sb3_polygrad.core.arguments import at_least_one
-from sb3_polygrad.hyperparams_loader import load_hyperparams
+from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperparams
 
 MAX_DEATHS = 3
 """Times that processes of one call may be killed before what is left is given up."""
@@ -123,14 +122,6 @@ def target(text: str) -> tuple[str, float]:
     return env, float(value)
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """``{"gamma": 0.9}``"""
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'must be like {{"gamma": 0.9}}, got {text}')
-    return value
-
-
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,7 +136,7 @@ def arguments() -> argparse.ArgumentParser:
     train.add_argument("--every", type=at_least_one, default=1_000, help="real steps between evaluations")
     train.add_argument("--episodes", type=at_least_one, default=10, help="episodes per evaluation")
     train.add_argument("--hyperparams", help="another file of hyperparams/ than that of the algorithm, without suffix")
-    train.add_argument("--kwargs", type=json_object, default={}, help="further constructor arguments as json; they win")
+    train.add_argument("--kwargs", type=constructor_arguments, default={}, help="further arguments of the constructor as json")
     train.add_argument("--label", help="name of the variant, if not that of the algorithm")
     train.add_argument("--jobs", type=at_least_one, default=1, help="runs at the same time")
     train.add_argument("--threads", type=at_least_one, default=1, help="torch threads per run")

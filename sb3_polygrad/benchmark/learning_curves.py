@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -28,8 +27,9 @@ from stable_baselines3.common.callbacks import StopTrainingOnRewardThreshold
 from sb3_polygrad.benchmark.algorithms import NAMES, algorithm_class
 from sb3_polygrad.benchmark.evaluations import Evaluations
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import at_least_one
 from sb3_polygrad.evaluation.results import beside
-from sb3_polygrad.hyperparams_loader import load_hyperparams
+from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperparams
 
 COLUMNS = ("label", "env", "seed", "timesteps", "mean_reward", "std_reward", "seconds")
 
@@ -51,16 +51,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algo", choices=NAMES, default="polygrad")
     parser.add_argument("--env", default="Hopper-v5")
-    parser.add_argument("--steps", type=int, default=10_000, help="real steps per seed")
+    parser.add_argument("--steps", type=at_least_one, default=10_000, help="real steps per seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--every", type=int, default=1_000, help="real steps between evaluations")
-    parser.add_argument("--episodes", type=int, default=5, help="episodes per evaluation")
+    parser.add_argument("--every", type=at_least_one, default=1_000, help="real steps between evaluations")
+    parser.add_argument("--episodes", type=at_least_one, default=5, help="episodes per evaluation")
     parser.add_argument("--stop-at", type=float, help="a seed is done when an evaluation is as good as this")
     parser.add_argument("--hyperparams", help="take the environment's settings from this file of hyperparams/, e.g. polygrad")
-    parser.add_argument("--kwargs", type=json.loads, default={}, help="further constructor arguments as json")
+    parser.add_argument("--kwargs", type=constructor_arguments, default={}, help="further constructor arguments as json")
     parser.add_argument("--label", help="name of the curve, if not that of the algorithm")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads per seed")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds that run at the same time")
+    parser.add_argument("--threads", type=at_least_one, default=1, help="torch threads per seed")
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="seeds that run at the same time")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
     args = parser.parse_args()

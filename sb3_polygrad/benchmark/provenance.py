@@ -42,6 +42,6 @@ def provenance(module: str, **details: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write json that a person can read; under its name it only appears whole."""
+    """Write json that a person can read, schedules as text; under its name it only appears whole."""
     with whole_file(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        file.write((json.dumps(content, indent=2, default=repr) + "\n").encode())

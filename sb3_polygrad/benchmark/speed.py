@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import resource
 import time
 from collections import defaultdict
@@ -37,9 +36,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from sb3_polygrad.benchmark.arithmetic import flops, gemm_rate, seconds
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import at_least_one
 from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.evaluation.timing import prepare, some_policy
-from sb3_polygrad.hyperparams_loader import load_hyperparams
+from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperparams
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 from sb3_polygrad.world_models.factory import build_diffusion
@@ -275,15 +275,17 @@ def main() -> None:
     parser.add_argument("--env", default="Hopper-v5")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--paper-batch", type=int, default=256, help="trajectories in the paper's setting, 1024 in the paper")
+    parser.add_argument("--paper-batch", type=at_least_one, default=256, help="trajectories of the paper, 1024 there")
     parser.add_argument("--steps", type=int, default=1_000, help="real steps of the whole loop; 0 leaves it out")
     parser.add_argument("--profiled-steps", type=int, default=100, help="of the loop under the profiler; 0 leaves it out")
-    parser.add_argument("--horizons", type=int, nargs="*", default=[10, 50, 200], help="for the growth; none leaves it out")
-    parser.add_argument("--batches", type=int, nargs="*", default=[256, 1024], help="for the growth")
+    parser.add_argument(
+        "--horizons", type=at_least_one, nargs="*", default=[10, 50, 200], help="for the growth; none: left out"
+    )
+    parser.add_argument("--batches", type=at_least_one, nargs="*", default=[256, 1024], help="for the growth")
     parser.add_argument("--compile", action="store_true", help="measure what torch.compile would bring, too")
-    parser.add_argument("--kwargs", type=json.loads, default={}, help="further constructor arguments as json")
+    parser.add_argument("--kwargs", type=constructor_arguments, default={}, help="further constructor arguments as json")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="torch threads; as torch has it if not given")
+    parser.add_argument("--threads", type=at_least_one, help="torch threads; as torch has it if not given")
     parser.add_argument("--out", type=Path, required=True, help="path of the results, without suffix")
     args = parser.parse_args()
     if args.threads is not None:

@@ -29,6 +29,7 @@ import torch as th
 from stable_baselines3 import PPO
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import json_object
 from sb3_polygrad.core.on_policy import standardized_actions
 from sb3_polygrad.diffusion.guidance import Guidance, PolicyScoreGuidance
 from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
@@ -176,7 +177,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=10)
     parser.add_argument("--gradient-steps", type=int, default=5_000)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--world-model", type=json.loads, default={}, help="more world_model_kwargs, as json")
+    parser.add_argument("--world-model", type=json_object, default={}, help="more world_model_kwargs, as json")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=["policy_score", "no_clipping"])
     parser.add_argument("--stds", type=float, nargs="+", default=[1.0, 0.5, 0.2, 0.1, 0.05, 0.02], help="σ of the policy")
     parser.add_argument("--delta-rounds", type=int, default=10, help="updates of δ for each σ")

@@ -12,7 +12,6 @@ per model and precision with means over the repeats: median errors after one ste
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch as th
 from stable_baselines3 import PPO
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import json_object
 from sb3_polygrad.core.on_policy import action_diagnostics, standardized_actions
 from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.command import run_study, study_parser
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="dataset's folder or Minari id, with simulator states and policy.zip")
     parser.add_argument("--store", type=Path, required=True, help="folder for fitted models, used again if they are there")
     parser.add_argument("--models", nargs="+", default=["staggered_markov", "staggered", "guided"])
-    parser.add_argument("--settings", type=json.loads, default={}, help="more world_model_kwargs by model, as json")
+    parser.add_argument("--settings", type=json_object, default={}, help="more world_model_kwargs by model, as json")
     parser.add_argument("--horizon", type=int, default=9)
     parser.add_argument("--gradient-steps", type=int, default=2_000)
     parser.add_argument("--std", type=float, default=0.5, help="σ of the policy")

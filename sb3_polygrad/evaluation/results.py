@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
+
+from sb3_polygrad.core.files import whole_file
 
 
 def readable(value: Any) -> Any:
@@ -19,12 +22,16 @@ def beside(out: Path, ending: str) -> Path:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """
+    A table in the place of the former one, which stays if this cannot be written to the end.
+
     :param path: file to write; its folder is made
     :param rows: need not all have the same columns
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows({name: readable(value) for name, value in row.items()} for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows({name: readable(value) for name, value in row.items()} for row in rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())

@@ -35,6 +35,7 @@ from stable_baselines3 import PPO
 from torch.distributions import Normal
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import json_object
 from sb3_polygrad.core.on_policy import action_statistics, per_step_std, standardized_actions
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.diffusion.base import Sample, Sampler, Task
@@ -248,9 +249,9 @@ def main() -> None:
     parser.add_argument("--denoisers", nargs="*", default=["markov_mlp", "residual_mlp"], help="of the staggered sampler")
     parser.add_argument("--levels", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32], help="K of the staggered sampler")
     parser.add_argument("--lags", type=float, nargs="*", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of it (Markov: L = K)")
-    parser.add_argument("--staggered", type=json.loads, default={}, help="more world_model_kwargs by denoiser, as json")
+    parser.add_argument("--staggered", type=json_object, default={}, help="more world_model_kwargs by denoiser, as json")
     parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[128, 32], help="N of the policy-guided sampler")
-    parser.add_argument("--policy-guided", type=json.loads, default={}, help="more world_model_kwargs of it, as json")
+    parser.add_argument("--policy-guided", type=json_object, default={}, help="more world_model_kwargs of it, as json")
     parser.add_argument("--delta-rounds", type=int, default=40, help="updates of δ before it is measured")
     parser.add_argument("--delta-batch", type=int, default=200, help="trajectories per update of δ")
     parser.add_argument("--stds", type=float, nargs="+", default=[1.0, 0.5, 0.1, 0.02], help="σ of the policy")

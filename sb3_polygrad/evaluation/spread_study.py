@@ -18,7 +18,6 @@ Each is a mean over start states and dimensions.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import torch as th
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import json_object
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.linear_gaussian import LinearGaussianSystem
@@ -113,9 +113,9 @@ def main() -> None:
     parser.add_argument("--denoisers", nargs="+", default=["markov_mlp", "residual_mlp"], help="of the staggered sampler")
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="K of the staggered sampler")
     parser.add_argument("--lags", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="L of it (Markov: L = K)")
-    parser.add_argument("--staggered", type=json.loads, default={}, help="more world_model_kwargs by denoiser, as json")
+    parser.add_argument("--staggered", type=json_object, default={}, help="more world_model_kwargs by denoiser, as json")
     parser.add_argument("--diffusion-steps", type=int, nargs="*", default=[128, 32], help="N of the policy-guided sampler")
-    parser.add_argument("--policy-guided", type=json.loads, default={}, help="more world_model_kwargs of it, as json")
+    parser.add_argument("--policy-guided", type=json_object, default={}, help="more world_model_kwargs of it, as json")
     parser.add_argument("--delta-rounds", type=int, default=40, help="updates of δ before it is measured")
     parser.add_argument("--std", type=float, default=0.1, help="σ of the policy")
     parser.add_argument("--starts", type=int, default=20, help="states to imagine from")

@@ -36,6 +36,7 @@ import torch as th
 from stable_baselines3 import PPO
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
+from sb3_polygrad.core.arguments import json_object
 from sb3_polygrad.core.trajectory import Trajectory
 from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.command import run_study, study_parser
@@ -245,7 +246,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--horizons", type=int, nargs="+", default=[10], help="10 50 200 in the paper")
     parser.add_argument("--size", choices=["default", "paper"], default="default")
-    parser.add_argument("--settings", type=json.loads, default={}, help="more world_model_kwargs by model, as json")
+    parser.add_argument("--settings", type=json_object, default={}, help="more world_model_kwargs by model, as json")
     parser.add_argument("--gradient-steps", type=int, default=5_000)
     parser.add_argument("--batch-size", type=int, default=256, help="windows per gradient step")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
