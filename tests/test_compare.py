@@ -326,6 +326,16 @@ def test_the_policy_s_defaults_belong_to_a_run(tmp_path: Path) -> None:
         run(other, tmp_path)
 
 
+def test_the_world_model_s_defaults_belong_to_a_run(tmp_path: Path) -> None:
+    def with_decay(decay: float) -> Run:
+        return replace(POLYGRAD, settings={**SETTINGS, "world_model_kwargs": {**TINY_WORLD_MODEL, "weight_decay": decay}})
+
+    assert POLYGRAD.identity() == with_decay(0.0).identity(), "the default, given"
+    run(POLYGRAD, tmp_path)
+    with pytest.raises(ValueError, match=r"was made with another world_model_kwargs.weight_decay:"):
+        run(with_decay(1.0), tmp_path)
+
+
 def test_a_row_that_is_missing_is_made_again(tmp_path: Path, uninterrupted: list[dict[str, str]]) -> None:
     run(POLYGRAD, tmp_path)
     path = tmp_path / "out" / f"{POLYGRAD.name}.csv"

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sb3_polygrad.core.files import fault_of_archive
 from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.saving import Saving
+from sb3_polygrad.world_models.factory import BUILDERS
 
 NOT_SETTINGS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
 """Arguments of the constructors that decide nothing, or stand in a file of their own right."""
@@ -75,6 +77,8 @@ class Run:
         settings = {**_defaults(algorithm_class(self.algorithm)), **self.settings}
         if self.algorithm == "polygrad":
             settings["policy_kwargs"] = {**_defaults(PolyGRADPolicy), **(settings["policy_kwargs"] or {})}
+            builder = BUILDERS[settings["world_model"]]
+            settings["world_model_kwargs"] = {**_defaults(builder), **(settings["world_model_kwargs"] or {})}
         identity = {
             **self.rows_begin,
             "every": self.every,
@@ -85,9 +89,9 @@ class Run:
         return json.loads(json.dumps(identity, default=repr))
 
 
-def _defaults(function: type) -> dict[str, Any]:
-    """What a class takes for arguments that decide something and are not given."""
-    parameters = inspect.signature(function.__init__).parameters  # type: ignore[misc]
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """What a class or function takes for arguments that decide something and are not given."""
+    parameters = inspect.signature(function).parameters
     decided = {name: parameter.default for name, parameter in parameters.items() if name not in NOT_SETTINGS}
     return {name: default for name, default in decided.items() if default is not inspect.Parameter.empty}
 
