@@ -87,6 +87,7 @@ PROGRESS = ["rich", "tqdm"]
 PLOTS = ["matplotlib", "pandas"]
 # rliable 1.2 wants arch < 8, which does not work with pandas 3 (and does not say so).
 BENCHMARK = [*PLOTS, "pandas<3", "joblib", "rliable>=1.2,<2", "sb3_contrib>=2.9,<3"]
+DASK = ["distributed"]
 OFFLINE = ["minari[hdf5]>=0.5,<0.6"]
 # rl_zoo3 2.9.2 imports requests (enjoy, load_from_hub), moviepy (record_video), tensorboard (-tb) without declaring them.
 ZOO = ["rl_zoo3[plots]>=2.9.2,<3", "moviepy", "requests", "tensorboard"]
@@ -112,9 +113,10 @@ setup(
         "progress": PROGRESS,
         "plots": PLOTS,
         "benchmark": BENCHMARK,
+        "dask": DASK,
         "offline": OFFLINE,
         "zoo": ZOO,
-        "tests": [*MUJOCO, *PROGRESS, *BENCHMARK, *OFFLINE, "hypothesis", "pytest", "tensorboard"],
+        "tests": [*MUJOCO, *PROGRESS, *BENCHMARK, *DASK, *OFFLINE, "hypothesis", "pytest", "tensorboard"],
         "dev": ["mypy", "ruff", "types-PyYAML"],
     },
     classifiers=[

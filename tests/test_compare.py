@@ -309,6 +309,34 @@ def test_in_processes_with_one_that_is_killed(tmp_path: Path, monkeypatch: pytes
         assert len(read_rows(tmp_path / "out" / name)) == 2
 
 
+def test_workers_of_a_dask_cluster_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The same rows as in this process; a folder is where the one who asks has it, not where a worker was begun."""
+    distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
+    run(PPO, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "--algos", "ppo", "--envs", PPO.env, "--seeds", 0, 1, "--steps", PPO.steps, "--every", PPO.every]
+    arguments += ["--episodes", PPO.episodes, "--kwargs", json.dumps(PPO.settings), "--out", "there", "--store", "store"]
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path
+    ) as cluster:
+        command(monkeypatch, *arguments, "--dask", cluster.scheduler_address)
+    done = sorted(capsys.readouterr().out.splitlines())
+    assert done == ["ppo_Pendulum-v1_0: finished", "ppo_Pendulum-v1_1: finished"]
+    rows = [
+        [row["mean_reward"] for row in read_rows(tmp_path / folder / "ppo_Pendulum-v1_0.csv")] for folder in ("out", "there")
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == PPO.steps // PPO.every
+
+
+def test_runs_do_not_share_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+        with pytest.raises(RuntimeError, match="--nthreads 1"):
+            command(monkeypatch, "run", "--out", tmp_path, "--dask", cluster.scheduler_address)
+
+
 def test_the_policy_s_defaults_belong_to_a_run(tmp_path: Path) -> None:
     policy_kwargs = POLYGRAD.settings.get("policy_kwargs") or {}
     other = replace(POLYGRAD, settings={**SETTINGS, "policy_kwargs": {**policy_kwargs, "actor_window": 0.1}})

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib import Parallel, delayed
 
 from sb3_polygrad.benchmark.algorithms import NAMES
+from sb3_polygrad.benchmark.engines import DaskCluster, Engine, Processes
 from sb3_polygrad.benchmark.provenance import provenance
 from sb3_polygrad.benchmark.single_run import Run, execute
 from sb3_polygrad.core.arguments import at_least_one
@@ -72,18 +72,19 @@ def attempt_all(args: argparse.Namespace) -> Iterator[tuple[str, str, str | None
     that are not done are begun again, or gone on with, in new processes; after :data:`MAX_DEATHS` they are given up.
     """
     facts = provenance("sb3_polygrad.benchmark.compare")
+    out, store = args.out.resolve(), args.store.resolve()  # workers elsewhere have folders of their own to begin in
+    engine: Engine = Processes(args.jobs, args.threads) if args.dask is None else DaskCluster(args.dask)
     left = {run.name: run for run in runs_of(args)}
     for _ in range(MAX_DEATHS):
-        # OpenMP reads the number of its threads when a process begins, so the workers are told by their environment too.
-        with parallel_config("loky", n_jobs=args.jobs, inner_max_num_threads=args.threads):
+        with engine.at_work():
             parallel = Parallel(batch_size=1, pre_dispatch="all", return_as="generator_unordered")
             try:
-                jobs = [delayed(attempt)(run, args.out, args.store, facts) for run in left.values()]
+                jobs = [delayed(attempt)(run, out, store, facts) for run in left.values()]
                 for result in parallel(jobs):
                     del left[result[0]]
                     yield result
                 return
-            except TerminatedWorkerError as error:
+            except engine.death as error:
                 reason = str(error)
     yield from ((name, "failed: a process was killed", reason) for name in left)
 
@@ -139,6 +140,7 @@ def arguments() -> argparse.ArgumentParser:
     train.add_argument("--kwargs", type=constructor_arguments, default={}, help="further arguments of the constructor as json")
     train.add_argument("--label", help="name of the variant, if not that of the algorithm")
     train.add_argument("--jobs", type=at_least_one, default=1, help="runs at the same time")
+    train.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that is to run, in place of --jobs here")
     train.add_argument("--threads", type=at_least_one, default=1, help="torch threads per run")
     train.add_argument("--device", default="cpu", help="of torch")
     train.add_argument("--out", type=Path, required=True, help="folder of the csv and json files")
