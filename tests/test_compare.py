@@ -362,6 +362,8 @@ def test_the_world_model_s_defaults_belong_to_a_run(tmp_path: Path) -> None:
     run(POLYGRAD, tmp_path)
     with pytest.raises(ValueError, match=r"was made with another world_model_kwargs.weight_decay:"):
         run(with_decay(1.0), tmp_path)
+    with pytest.raises(ValueError, match="world_model: 'difusion' is not known; did you mean 'diffusion'"):
+        run(replace(POLYGRAD, settings={"world_model": "difusion"}), tmp_path)
 
 
 def test_a_row_that_is_missing_is_made_again(tmp_path: Path, uninterrupted: list[dict[str, str]]) -> None:

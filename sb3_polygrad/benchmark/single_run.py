@@ -19,6 +19,7 @@ from sb3_polygrad.benchmark.algorithms import algorithm_class
 from sb3_polygrad.benchmark.curve_file import CurveFile
 from sb3_polygrad.benchmark.evaluations import Evaluations, Stopwatch
 from sb3_polygrad.checkpoint import NAME, checkpoints
+from sb3_polygrad.core.arguments import choose
 from sb3_polygrad.core.files import fault_of_archive
 from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.polygrad import PolyGRAD
@@ -77,7 +78,7 @@ class Run:
         settings = {**_defaults(algorithm_class(self.algorithm)), **self.settings}
         if self.algorithm == "polygrad":
             settings["policy_kwargs"] = {**_defaults(PolyGRADPolicy), **(settings["policy_kwargs"] or {})}
-            builder = BUILDERS[settings["world_model"]]
+            builder = BUILDERS[choose("world_model", settings["world_model"], BUILDERS)]
             settings["world_model_kwargs"] = {**_defaults(builder), **(settings["world_model_kwargs"] or {})}
         identity = {
             **self.rows_begin,
