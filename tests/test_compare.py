@@ -316,25 +316,25 @@ def test_workers_of_a_dask_cluster_run(
     distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
     run(PPO, tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(compare, "execute")  # here; the workers import it anew
     arguments = ["run", "--algos", "ppo", "--envs", PPO.env, "--seeds", 0, 1, "--steps", PPO.steps, "--every", PPO.every]
     arguments += ["--episodes", PPO.episodes, "--kwargs", json.dumps(PPO.settings), "--out", "there", "--store", "store"]
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path
-    ) as cluster:
+    settings = {"threads_per_worker": 1, "dashboard_address": None, "local_directory": tmp_path}
+    with distributed.LocalCluster(n_workers=1, **settings) as cluster:
         command(monkeypatch, *arguments, "--dask", cluster.scheduler_address)
     done = sorted(capsys.readouterr().out.splitlines())
     assert done == ["ppo_Pendulum-v1_0: finished", "ppo_Pendulum-v1_1: finished"]
-    rows = [
-        [row["mean_reward"] for row in read_rows(tmp_path / folder / "ppo_Pendulum-v1_0.csv")] for folder in ("out", "there")
-    ]
-    assert rows[0] == rows[1] and len(rows[0]) == PPO.steps // PPO.every
+    rows = [read_rows(tmp_path / folder / "ppo_Pendulum-v1_0.csv") for folder in ("out", "there")]
+    returns = [[row["mean_reward"] for row in table] for table in rows]
+    assert returns[0] == returns[1] and len(returns[0]) == PPO.steps // PPO.every
 
 
 def test_runs_do_not_share_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
+    arguments = ["run", "--algos", "ppo", "--seeds", 0, "--out", tmp_path]
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
-        with pytest.raises(RuntimeError, match="--nthreads 1"):
-            command(monkeypatch, "run", "--out", tmp_path, "--dask", cluster.scheduler_address)
+        with pytest.raises(SystemExit, match="--nthreads 1"):
+            command(monkeypatch, *arguments, "--dask", cluster.scheduler_address)
 
 
 def test_the_policy_s_defaults_belong_to_a_run(tmp_path: Path) -> None:
@@ -362,6 +362,8 @@ def test_the_world_model_s_defaults_belong_to_a_run(tmp_path: Path) -> None:
     run(POLYGRAD, tmp_path)
     with pytest.raises(ValueError, match=r"was made with another world_model_kwargs.weight_decay:"):
         run(with_decay(1.0), tmp_path)
+    paper = replace(POLYGRAD, settings={"world_model": "ensemble", "world_model_kwargs": {"size": "paper"}})
+    assert paper.identity() != replace(paper, settings={"world_model": "ensemble"}).identity(), "another size"
     with pytest.raises(ValueError, match="world_model: 'difusion' is not known; did you mean 'diffusion'"):
         run(replace(POLYGRAD, settings={"world_model": "difusion"}), tmp_path)
 

@@ -17,20 +17,16 @@ import argparse
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
-
 from sb3_polygrad.benchmark.algorithms import NAMES
-from sb3_polygrad.benchmark.engines import DaskCluster, Engine, Processes
+from sb3_polygrad.benchmark.engines import DaskCluster, Engine, Processes, Result
 from sb3_polygrad.benchmark.provenance import provenance
 from sb3_polygrad.benchmark.single_run import Run, execute
 from sb3_polygrad.core.arguments import at_least_one
 from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperparams
-
-MAX_DEATHS = 3
-"""Times that processes of one call may be killed before what is left is given up."""
 
 
 def runs_of(args: argparse.Namespace) -> list[Run]:
@@ -54,7 +50,7 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
     ]
 
 
-def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> tuple[str, str, str | None]:
+def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> Result:
     """
     :return: name of the run, what was done, and the error that ended it, if one did: no run takes the others with it
     """
@@ -64,29 +60,12 @@ def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> tuple[st
         return run.name, f"failed: {type(error).__name__}: {error}", traceback.format_exc()
 
 
-def attempt_all(args: argparse.Namespace) -> Iterator[tuple[str, str, str | None]]:
-    """
-    Results of :func:`attempt`, in the order in which the runs end.
-
-    When a process is killed (by a lack of memory, say), all others end too, and joblib does not know which run it was: those
-    that are not done are begun again, or gone on with, in new processes; after :data:`MAX_DEATHS` they are given up.
-    """
+def attempt_all(args: argparse.Namespace) -> Iterator[Result]:
+    """Results of :func:`attempt`, in the order in which the runs end."""
     facts = provenance("sb3_polygrad.benchmark.compare")
-    out, store = args.out.resolve(), args.store.resolve()  # workers elsewhere have folders of their own to begin in
+    out, store = args.out.absolute(), args.store.absolute()  # workers elsewhere have folders of their own to begin in
     engine: Engine = Processes(args.jobs, args.threads) if args.dask is None else DaskCluster(args.dask)
-    left = {run.name: run for run in runs_of(args)}
-    for _ in range(MAX_DEATHS):
-        with engine.at_work():
-            parallel = Parallel(batch_size=1, pre_dispatch="all", return_as="generator_unordered")
-            try:
-                jobs = [delayed(attempt)(run, out, store, facts) for run in left.values()]
-                for result in parallel(jobs):
-                    del left[result[0]]
-                    yield result
-                return
-            except engine.death as error:
-                reason = str(error)
-    yield from ((name, "failed: a process was killed", reason) for name in left)
+    return engine.results({run.name: partial(attempt, run, out, store, facts) for run in runs_of(args)})
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,23 +1,31 @@
-"""Who carries out the runs of a comparison, driven by joblib: processes of this machine, or the workers of a Dask cluster."""
+"""Who carries out the runs of a comparison: processes of this machine (joblib), or the workers of a Dask cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from joblib import parallel_config
+from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+Result = tuple[str, str, str | None]
+"""Name of a run, what was done, and the error that ended it, if one did."""
+
+Job = Callable[[], Result]
+"""Brings a run as far as it comes; it can be sent to another process, and raises nothing."""
+
+MAX_DEATHS = 3
+"""Times that processes of one call may be killed before what is left is given up."""
 
 
 class Engine(Protocol):
-    """Whoever ``joblib.Parallel`` is to hand its jobs to."""
+    """Whoever carries out jobs."""
 
-    death: type[Exception]
-    """What ``joblib.Parallel`` raises when whoever had a job was killed, too often."""
-
-    def at_work(self) -> AbstractContextManager[object]:
-        """In this context ``joblib.Parallel`` has the engine carry out its jobs."""
+    def results(self, jobs: Mapping[str, Job]) -> Iterator[Result]:
+        """
+        :param jobs: by the names of their runs
+        :return: their results, in the order in which they end; also of those whose process was killed
+        """
         ...
 
 
@@ -25,48 +33,69 @@ class Processes:
     """
     Processes of this machine.
 
-    :param jobs: how many
+    :param n_processes: how many at a time
     :param threads: of OpenMP in each; it reads their number when a process begins, so their environment says it
     """
 
-    death = TerminatedWorkerError
+    def __init__(self, n_processes: int, threads: int) -> None:
+        self.n_processes, self.threads = n_processes, threads
 
-    def __init__(self, jobs: int, threads: int) -> None:
-        self.jobs, self.threads = jobs, threads
+    def results(self, jobs: Mapping[str, Job]) -> Iterator[Result]:
+        """
+        See :class:`Engine`.
 
-    def at_work(self) -> AbstractContextManager[object]:
-        """See :class:`Engine`."""
-        return parallel_config("loky", n_jobs=self.jobs, inner_max_num_threads=self.threads)
+        When a process is killed (by a lack of memory, say), all others end too, and joblib does not know which job it had: those
+        that are not done are begun again in new processes; after :data:`MAX_DEATHS` they are given up.
+        """
+        left = dict(jobs)
+        for _ in range(MAX_DEATHS):
+            with parallel_config("loky", n_jobs=self.n_processes, inner_max_num_threads=self.threads):
+                parallel = Parallel(batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+                try:
+                    for result in parallel([delayed(job)() for job in left.values()]):
+                        del left[result[0]]
+                        yield result
+                    return
+                except TerminatedWorkerError as error:
+                    reason = str(error)
+        yield from ((name, "failed: a process was killed", reason) for name in left)
 
 
 class DaskCluster:
     """
     Workers of a Dask cluster, on any number of machines that see the same folders under the same names.
 
+    Dask itself gives what a killed worker had to another, and gives up what has killed several.
+
     :param scheduler: its address, ``tcp://HOST:8786``
-    :raises ImportError: without the package ``distributed``
     """
 
     def __init__(self, scheduler: str) -> None:
-        from distributed import KilledWorker  # here only: an extra of its own
-
         self.scheduler = scheduler
-        self.death: type[Exception] = KilledWorker
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def results(self, jobs: Mapping[str, Job]) -> Iterator[Result]:
         """
         See :class:`Engine`.
 
-        :raises RuntimeError: if a worker would have several runs in one process, which share torch's random numbers
+        :raises ImportError: without the package ``distributed``
+        :raises OSError: if there is no scheduler at this address
         """
-        from distributed import Client
+        from distributed import Client, as_completed  # here only: an extra of its own
 
         with Client(self.scheduler) as client:
-            if any(threads > 1 for threads in client.nthreads().values()):
-                raise RuntimeError(
-                    f"--dask {self.scheduler}: a worker has several threads, so several runs would share one process and "
-                    "its random numbers: begin them with `dask worker ... --nthreads 1` (and --nworkers for several)"
-                )
-            with parallel_config("dask"):
-                yield
+            names = {client.submit(_alone, job, pure=False): name for name, job in jobs.items()}
+            for future in as_completed(names):
+                error = future.exception()
+                reason = f"{type(error).__name__}: {error}"
+                yield future.result() if error is None else (names[future], f"failed: {reason}", reason)
+
+
+def _alone(job: Job) -> Result:
+    """A job on a worker that has no other at the same time: they would share torch's random numbers."""
+    from distributed import get_worker
+
+    if get_worker().state.nthreads > 1:
+        raise RuntimeError(
+            "the worker has several threads: begin it with `dask worker ... --nthreads 1` (--nworkers for several)"
+        )
+    return job()

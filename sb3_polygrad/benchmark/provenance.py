@@ -43,5 +43,11 @@ def provenance(module: str, **details: Any) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write json that a person can read, schedules as text; under its name it only appears whole."""
+
+    def text(value: object) -> str:
+        if callable(value):
+            return repr(value)
+        raise TypeError(f"{value!r} cannot be written as json")
+
     with whole_file(path) as file:
-        file.write((json.dumps(content, indent=2, default=repr) + "\n").encode())
+        file.write((json.dumps(content, indent=2, default=text) + "\n").encode())

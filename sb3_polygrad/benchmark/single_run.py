@@ -19,12 +19,11 @@ from sb3_polygrad.benchmark.algorithms import algorithm_class
 from sb3_polygrad.benchmark.curve_file import CurveFile
 from sb3_polygrad.benchmark.evaluations import Evaluations, Stopwatch
 from sb3_polygrad.checkpoint import NAME, checkpoints
-from sb3_polygrad.core.arguments import choose
 from sb3_polygrad.core.files import fault_of_archive
 from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.saving import Saving
-from sb3_polygrad.world_models.factory import BUILDERS
+from sb3_polygrad.world_models.factory import find_builder
 
 NOT_SETTINGS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
 """Arguments of the constructors that decide nothing, or stand in a file of their own right."""
@@ -78,8 +77,8 @@ class Run:
         settings = {**_defaults(algorithm_class(self.algorithm)), **self.settings}
         if self.algorithm == "polygrad":
             settings["policy_kwargs"] = {**_defaults(PolyGRADPolicy), **(settings["policy_kwargs"] or {})}
-            builder = BUILDERS[choose("world_model", settings["world_model"], BUILDERS)]
-            settings["world_model_kwargs"] = {**_defaults(builder), **(settings["world_model_kwargs"] or {})}
+            builder, given = find_builder(settings["world_model"], settings["world_model_kwargs"] or {})
+            settings["world_model_kwargs"] = {**_defaults(builder), **given}
         identity = {
             **self.rows_begin,
             "every": self.every,

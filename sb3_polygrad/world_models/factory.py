@@ -243,6 +243,20 @@ def _with_size(world_model: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {**PAPER_SIZES[world_model], **given}
 
 
+def find_builder(
+    world_model: str | Callable[..., WorldModel], kwargs: Mapping[str, Any]
+) -> tuple[Callable[..., WorldModel], dict[str, Any]]:
+    """
+    :param world_model: a name, or a class or function with the signature of the builders
+    :param kwargs: its settings; with a name also ``size``, ``"default"`` or ``"paper"`` (Appendix C.2)
+    :return: the builder, and the settings with what ``size`` stands for in its place
+    :raises ValueError: for an unknown name, naming the nearest known one
+    """
+    if not isinstance(world_model, str):
+        return world_model, dict(kwargs)
+    return BUILDERS[choose("world_model", world_model, BUILDERS)], _with_size(world_model, kwargs)
+
+
 def build_world_model(
     world_model: str | Callable[..., WorldModel],
     obs_dim: int,
@@ -257,11 +271,7 @@ def build_world_model(
     :raises ValueError: for an unknown name or setting, naming the nearest known one
     :raises TypeError: for a setting of another type than the builder's annotation
     """
-    if isinstance(world_model, str):
-        builder = BUILDERS[choose("world_model", world_model, BUILDERS)]
-        kwargs = _with_size(world_model, kwargs)
-    else:
-        builder = world_model
+    builder, kwargs = find_builder(world_model, kwargs)
     parameters = inspect.signature(builder).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         known = set(parameters) - {"obs_dim", "action_low", "action_high", "horizon"}
