@@ -44,8 +44,8 @@ class Processes:
         """
         See :class:`Engine`.
 
-        When a process is killed (by a lack of memory, say), all others end too, and joblib does not know which job it had: those
-        that are not done are begun again in new processes; after :data:`MAX_DEATHS` they are given up.
+        When a process is killed (by a lack of memory, say), all others end too, and joblib does not know which job it had:
+        those that are not done are begun again in new processes; after :data:`MAX_DEATHS` they are given up.
         """
         left = dict(jobs)
         for _ in range(MAX_DEATHS):
