@@ -27,6 +27,7 @@ from sb3_polygrad.benchmark.comparison_tables import (
 )
 from sb3_polygrad.benchmark.curve_file import CurveFile
 from sb3_polygrad.benchmark.reliability import interquartile_mean, probability_of_improvement
+from sb3_polygrad.plots import comparison
 
 
 def write(folder: Path, env: str, label: str, *seeds: Sequence[float], every: int = 1_000, minutes: float = 1.0) -> None:
@@ -206,3 +207,11 @@ def test_no_evaluation_counts_twice(tmp_path: Path) -> None:
     (tmp_path / "copy.csv").write_bytes((tmp_path / "ppo_A-v0_0.csv").read_bytes())
     with pytest.raises(ValueError, match="same evaluation"):
         read_results(tmp_path)
+
+
+def test_many_labels_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn = []
+    monkeypatch.setattr(comparison, "save", lambda figure, out: drawn.extend(figure.axes[0].lines))
+    row = {"env": "A", "timesteps": 1, "seeds": 3, "iqm": 0.0, "iqm_low": 0.0, "iqm_high": 0.0}
+    comparison.plot(pd.DataFrame([{**row, "label": f"variant {index}"} for index in range(25)]), tmp_path / "a.png")
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 25

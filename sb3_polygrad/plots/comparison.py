@@ -21,6 +21,7 @@ import pandas as pd
 from sb3_polygrad.plots.figure import save
 
 PANELS_PER_ROW = 3
+LINES = ("solid", "dashed", "dotted", "dashdot")
 
 
 def file_name(env: str) -> str:
@@ -37,15 +38,19 @@ def plot(curves: pd.DataFrame, out: Path) -> None:
     n_columns = min(len(environments), PANELS_PER_ROW)
     n_rows = -(-len(environments) // n_columns)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=(5.5 * n_columns, 3.8 * n_rows), squeeze=False)
-    colors = {label: f"C{index % 10}" for index, label in enumerate(curves["label"].unique())}
+    styles = {  # ten colours, solid first
+        label: {"color": f"C{index % 10}", "linestyle": LINES[index // 10 % len(LINES)]}
+        for index, label in enumerate(curves["label"].unique())
+    }
     for axis in axes.flat[len(environments) :]:
         axis.set_axis_off()
     for axis, env in zip(axes.flat, environments, strict=False):
         for label, curve in curves[curves["env"] == env].groupby("label", sort=False):
             n_seeds = curve["seeds"].iloc[0]
             name = f"{label} ({n_seeds} seed{'s' if n_seeds > 1 else ''})"
-            axis.plot(curve["timesteps"], curve["iqm"], color=colors[label], linewidth=1.8, label=name)
-            axis.fill_between(curve["timesteps"], curve["iqm_low"], curve["iqm_high"], color=colors[label], alpha=0.18)
+            axis.plot(curve["timesteps"], curve["iqm"], **styles[label], linewidth=1.8, label=name)
+            interval = curve["iqm_low"], curve["iqm_high"]
+            axis.fill_between(curve["timesteps"], *interval, color=styles[label]["color"], alpha=0.18)
         axis.set(title=env, xlabel="real steps", ylabel="deterministic return")
         axis.legend(frameon=False, fontsize="small")
         axis.grid(alpha=0.3)
