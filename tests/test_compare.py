@@ -329,6 +329,12 @@ def test_workers_of_a_dask_cluster_run(
     assert returns[0] == returns[1] and len(returns[0]) == PPO.steps // PPO.every
 
 
+def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ImportError, match=r"\[dask\]"):
+        command(monkeypatch, "run", "--out", tmp_path, "--dask", "tcp://127.0.0.1:1")
+
+
 def test_runs_do_not_share_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
     arguments = ["run", "--algos", "ppo", "--seeds", 0, "--out", tmp_path]

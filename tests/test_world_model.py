@@ -138,6 +138,8 @@ def test_weight_decay_is_of_the_inner_matrices_alone(name: str) -> None:
 def test_weight_decay_is_not_negative() -> None:
     with pytest.raises(ValueError, match="weight_decay must not be negative"):
         build(weight_decay=-0.1)
+    with pytest.raises(ValueError, match="weight_decay times learning_rate must be less than 1"):
+        build(weight_decay=2_000.0, learning_rate=1e-3)
 
 
 def test_imagines_with_the_average() -> None:

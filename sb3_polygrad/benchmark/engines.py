@@ -80,14 +80,17 @@ class DaskCluster:
         :raises ImportError: without the package ``distributed``
         :raises OSError: if there is no scheduler at this address
         """
-        from distributed import Client, as_completed  # here only: an extra of its own
+        try:
+            from distributed import Client, as_completed  # here only: an extra of its own
+        except ImportError as error:
+            raise ImportError('--dask needs the package distributed: pip install -c constraints.txt ".[dask]"') from error
 
         with Client(self.scheduler) as client:
             names = {client.submit(_alone, job, pure=False): name for name, job in jobs.items()}
             for future in as_completed(names):
-                error = future.exception()
-                reason = f"{type(error).__name__}: {error}"
-                yield future.result() if error is None else (names[future], f"failed: {reason}", reason)
+                fault = future.exception()
+                reason = f"{type(fault).__name__}: {fault}"
+                yield future.result() if fault is None else (names[future], f"failed: {reason}", reason)
 
 
 def _alone(job: Job) -> Result:

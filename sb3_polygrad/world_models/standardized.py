@@ -121,6 +121,11 @@ class StandardizedWorldModel(WorldModel, ABC):
             raise ValueError(f"world_model_kwargs: ema_decay must lie in [0, 1), got {fit_settings.ema_decay}")
         if not fit_settings.weight_decay >= 0.0:
             raise ValueError(f"world_model_kwargs: weight_decay must not be negative, got {fit_settings.weight_decay}")
+        if not fit_settings.weight_decay * fit_settings.learning_rate < 1.0:  # of itself a weight keeps 1 minus that per step
+            raise ValueError(
+                f"world_model_kwargs: weight_decay times learning_rate must be less than 1, got {fit_settings.weight_decay} "
+                f"times {fit_settings.learning_rate}: lower weight_decay"
+            )
         self.settings = fit_settings
         self.bound_margin = bound_margin
         self.state_normalizer = RunningNormalizer(obs_dim)
