@@ -1,4 +1,4 @@
-"""Checks of the constructor's arguments."""
+"""Checks of environments and of the constructor's arguments, beyond what the signature says."""
 
 from __future__ import annotations
 
@@ -9,24 +9,36 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_polygrad.core.arguments import choose, is_number
-from sb3_polygrad.policy.policies import PolyGRADPolicy
-
-INTEGERS = (
-    *("n_steps", "batch_size", "gradient_steps", "n_epochs", "n_minibatches"),
-    *("buffer_size", "learning_starts", "policy_learning_starts", "horizon", "n_imagined", "update_trials"),
-)
-NUMBERS = (
-    *("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "critic_learning_rate"),
-    "learning_rate_adaptation",
-)
-
-GIVEN_TO_THE_POLICY = {"self", "observation_space", "action_space", "lr_schedule", "kwargs"}
-"""Arguments of the policy's constructor that do not come from ``policy_kwargs``."""
+from sb3_polygrad.common.validation import check_settings, choose, is_number
+from sb3_polygrad.policies import PolyGRADPolicy
 
 if TYPE_CHECKING:
     from sb3_polygrad.polygrad import PolyGRAD
+
+NOT_POLICY_KWARGS = {"self", "observation_space", "action_space", "lr_schedule", "kwargs"}
+"""Arguments of the policy's constructor that do not come from ``policy_kwargs``."""
+
+ATTRIBUTES = {"world_model": "world_model_class", "stats_window_size": "_stats_window_size"}
+"""Arguments of PolyGRAD whose attribute has another name."""
+
+NOT_ATTRIBUTES = {"self", "policy", "env", "learning_rate", "_init_setup_model"}
+"""Arguments of PolyGRAD that are checked by hand, by SB3, or not at all."""
+
+
+def check_env(env: VecEnv) -> None:
+    """
+    Refuse environments that PolyGRAD has no use for, naming a way out.
+
+    :param env: the environment
+    :raises AssertionError: for actions that are not a Box (as SB3 does)
+    :raises ValueError: for everything else that is not supported
+    """
+    check_spaces(env.observation_space, env.action_space)
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is not None and normalizer.observation_space.shape != env.observation_space.shape:
+        raise ValueError("a wrapper around VecNormalize changes the observations: put VecNormalize outermost")
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
@@ -66,104 +78,55 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         )
 
 
-def _check_types(model: PolyGRAD) -> None:
-    """Whole numbers and numbers, said by name."""
-    integers = {name: getattr(model, name) for name in INTEGERS}
-    seed = 0 if model.seed is None else model.seed
-    for name, value in {**integers, "stats_window_size": model._stats_window_size, "seed": seed}.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-    for name in NUMBERS:
-        if not is_number(getattr(model, name)):
-            raise TypeError(f"{name} must be a number, got {getattr(model, name)!r}")
-    for name in ("target_update", "target_kl"):
-        if getattr(model, name) is not None and not is_number(getattr(model, name)):
-            raise TypeError(f"{name} must be a number or None, got {getattr(model, name)!r}")
-    for name in ("learning_rate", "clip_range"):
-        value = getattr(model, name)
-        if isinstance(value, str):
-            raise TypeError(
-                f"{name}: {value!r} is for configuration files, which the zoo and load_hyperparams read; pass a number, or a "
-                "schedule such as stable_baselines3.common.utils.LinearSchedule(1e-3, 0.0, 1.0)"
-            )
-        if not is_number(value(1.0) if callable(value) else value):
-            raise TypeError(f"{name} must be a number or a schedule, got {value!r}")
-    for name in ("normalize_advantage", "cuda_graphs"):
-        if not isinstance(getattr(model, name), (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, got {getattr(model, name)!r}")
-    if not isinstance(model.world_model_name, str) and not callable(model.world_model_name):
-        raise TypeError(f"world_model must be a name, or a class or function that builds one, got {model.world_model_name!r}")
-    if not isinstance(model.policy_kwargs, dict):
-        raise TypeError(f"policy_kwargs must be a dict, got {model.policy_kwargs!r}")
-
-
-def _check_numbers(model: PolyGRAD) -> None:
-    """Ranges of numbers, said by name; a schedule is judged by its start. (Written so that NaN is refused.)"""
-    for name in ("gamma", "gae_lambda", "learning_rate_adaptation", "learning_rate"):
-        if not 0.0 <= _at_start(model, name) <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1], got {_at_start(model, name)}")
-    if not 0.0 < model.critic_learning_rate <= 1.0:
-        raise ValueError(f"critic_learning_rate must lie in (0, 1], got {model.critic_learning_rate}")
-    if not _at_start(model, "clip_range") <= 1e6:
-        raise ValueError(
-            f"clip_range must be at most 1e6, got {_at_start(model, 'clip_range')}: at 1 hardly anything is clipped"
-        )
-    for name in ("clip_range", "max_grad_norm", "target_update", "target_kl"):
-        value = _at_start(model, name)
-        if value is not None and not value > 0.0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    for name in ("ent_coef", "vf_coef"):
-        if not np.isfinite(getattr(model, name)):
-            raise ValueError(f"{name} must be a finite number, got {getattr(model, name)}")
-
-
-def _at_start(model: PolyGRAD, name: str) -> float:
-    value = getattr(model, name)
-    return value(1.0) if callable(value) else value
-
-
 def check_arguments(model: PolyGRAD) -> None:
     """
-    Refuse settings that cannot work, naming the argument and the fix.
+    Refuse settings that cannot work, naming the argument and the fix. Types and ranges are those of the signature.
 
     :param model: with all arguments set, nothing built yet
-    :raises TypeError: for what is not a number but should be one
+    :raises TypeError: for an argument of another type
     :raises ValueError: at the first argument that cannot work
     """
-    _check_types(model)
-    if model.policy_class is PolyGRADPolicy:  # a class of one's own may take what it likes
-        known = {
-            *inspect.signature(PolyGRADPolicy.__init__).parameters,
-            *inspect.signature(ActorCriticPolicy.__init__).parameters,
-        }
-        for name in model.policy_kwargs:
-            choose("policy_kwargs", name, known - GIVEN_TO_THE_POLICY)
-    if model.policy_kwargs.get("use_sde"):
-        raise ValueError(
-            "policy_kwargs: use_sde=True is not supported: imagination needs a std that does not depend on the state"
+    from sb3_polygrad.polygrad import PolyGRAD
+
+    names = set(inspect.signature(PolyGRAD.__init__).parameters) - NOT_ATTRIBUTES
+    check_settings("", PolyGRAD, {name: getattr(model, ATTRIBUTES.get(name, name)) for name in sorted(names)})
+    rate = model.learning_rate
+    if isinstance(rate, str):
+        raise TypeError(
+            f"learning_rate: {rate!r} is for configuration files, which the zoo and load_hyperparams read; pass a number, or a "
+            "schedule such as stable_baselines3.common.utils.LinearSchedule(1e-3, 0.0, 1.0)"
         )
-    if model.horizon < 2:
-        raise ValueError(f"horizon must be at least 2 steps, got {model.horizon}: the paper uses 10")
-    if model.learning_starts < model.horizon * model.n_envs:
-        raise ValueError(
-            f"learning_starts={model.learning_starts} is shorter than one window of horizon={model.horizon} steps in each "
-            f"of the {model.n_envs} environments: pass learning_starts >= {model.horizon * model.n_envs}"
-        )
+    first = rate(1.0) if callable(rate) else rate
+    if not is_number(first):
+        raise TypeError(f"learning_rate must be a number or a schedule, got {rate!r}")
+    if not 0.0 <= first <= 1.0:
+        raise ValueError(f"learning_rate must be in [0, 1], got {first}")
+    if not isinstance(model.world_model_class, str) and not callable(model.world_model_class):
+        raise TypeError(f"world_model must be a name, or a class or function that makes one, got {model.world_model_class!r}")
+    if model.gradient_steps == 0:
+        raise ValueError("gradient_steps must be -1 (as many as real steps) or at least 1, got 0")
     if model.buffer_size < model.learning_starts:
         raise ValueError(
             f"buffer_size={model.buffer_size} cannot hold learning_starts={model.learning_starts} steps: enlarge it"
         )
-    for name in ("n_steps", "batch_size", "n_epochs", "n_minibatches", "n_imagined", "update_trials"):
-        if getattr(model, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(model, name)}")
-    if model._stats_window_size < 1:
-        raise ValueError(f"stats_window_size must be at least 1, got {model._stats_window_size}")
-    if model.seed is not None and not 0 <= model.seed < 2**32:
-        raise ValueError(f"seed must lie in [0, 2**32), as numpy wants it, got {model.seed}")
-    if model.policy_learning_starts < 0:
-        raise ValueError(f"policy_learning_starts must not be negative, got {model.policy_learning_starts}: 0 is no delay")
-    if model.gradient_steps < 1 and model.gradient_steps != -1:
-        raise ValueError(f"gradient_steps must be -1 (as many as real steps) or at least 1, got {model.gradient_steps}")
-    _check_numbers(model)
-    if model.policy_update is not None:
-        choose("policy_update", model.policy_update, ("pathwise", "ppo", "a2c"))
+    if model.policy_class is PolyGRADPolicy:  # a class of one's own may take what it likes
+        known = inspect.signature(PolyGRADPolicy).parameters.keys() | inspect.signature(ActorCriticPolicy).parameters.keys()
+        for name in model.policy_kwargs:
+            choose("policy_kwargs", name, known - NOT_POLICY_KWARGS)
+    if model.policy_kwargs.get("use_sde"):
+        raise ValueError(
+            "policy_kwargs: use_sde=True is not supported: imagination needs a std that does not depend on the state"
+        )
+
+
+def check_segments(model: PolyGRAD, window: int) -> None:
+    """
+    :param model: with all arguments set
+    :param window: steps of the segments that its world model is fitted on
+    :raises ValueError: if ``learning_starts`` gives no environment time for one of them
+    """
+    if model.learning_starts < window * model.n_envs:
+        raise ValueError(
+            f"learning_starts={model.learning_starts} is shorter than one segment of {window} steps in each of the "
+            f"{model.n_envs} environments: pass learning_starts >= {window * model.n_envs}"
+        )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_polygrad.core.arguments import choose, json_object
+from sb3_polygrad.common.validation import choose
 
 _PACKAGE = Path(__file__).parent
 
@@ -43,16 +43,16 @@ def load_hyperparams(name: str, env_id: str) -> dict[str, Any]:
 
 def constructor_arguments(text: str) -> dict[str, Any]:
     """
-    Of a command line: json such as ``{"learning_rate": "lin_0.001"}``, understood as in the files.
+    Parse settings on a command line: json such as ``{"learning_rate": "lin_0.001"}``, understood as in the files.
 
     :param text: a json object
     :return: keyword arguments for the constructor of the algorithm
-    :raises argparse.ArgumentTypeError: for anything else
+    :raises ValueError: for anything else
     """
-    try:
-        return {key: _schedule(key, value) for key, value in json_object(text).items()}
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    settings = json.loads(text)
+    if not isinstance(settings, dict):
+        raise ValueError(f'must be like {{"gamma": 0.9}}, got {text}')
+    return {key: _schedule(key, value) for key, value in settings.items()}
 
 
 def _schedule(name: str, value: Any) -> Any:

@@ -1,76 +1,74 @@
-"""PolyGRAD: its arguments, and what it is made of. How it learns, steps, imagines and is saved is beside it."""
+"""PolyGRAD: Algorithm 3 in SB3's two methods, :meth:`PolyGRAD.collect_rollouts` and :meth:`PolyGRAD.train`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_polygrad.checks import check_arguments, check_spaces
-from sb3_polygrad.core.capture import Captured
-from sb3_polygrad.core.pace import PaceWarning
-from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
-from sb3_polygrad.learning import Learning
-from sb3_polygrad.policy.imagined_rollout_buffer import ImaginedRolloutBuffer
-from sb3_polygrad.policy.policies import PolyGRADPolicy
-from sb3_polygrad.policy.vec_normalize import VecNormalizeView
+from sb3_polygrad import checks
+from sb3_polygrad.buffers import EpisodeBuffer, ImaginedRolloutBuffer
+from sb3_polygrad.checkpoint import resume as checkpoint
+from sb3_polygrad.checkpoint.archive import PathOrFile
+from sb3_polygrad.checkpoint.load import load_model
+from sb3_polygrad.common.device_means import DeviceMeans
+from sb3_polygrad.common.faults import FaultMonitor
+from sb3_polygrad.common.pace import PaceWarning
+from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.common.validation import Count, Fraction, LearningRate, Positive, Range
+from sb3_polygrad.imagination import Imagination, StartStates
+from sb3_polygrad.policies import PolyGRADPolicy
+from sb3_polygrad.real_steps import real_step
+from sb3_polygrad.updates import make_update
 from sb3_polygrad.world_models.base import WorldModel
-from sb3_polygrad.world_models.factory import build_world_model
+from sb3_polygrad.world_models.make import make_world_model
 
 SelfPolyGRAD = TypeVar("SelfPolyGRAD", bound="PolyGRAD")
 
 
-class PolyGRAD(Learning):
+class PolyGRAD(OnPolicyAlgorithm):
     """
-    World Models via Policy-Guided Trajectory Diffusion (Rigter et al., https://arxiv.org/abs/2312.08533), Algorithm 3.
+    A policy that learns from trajectories imagined by a world model, Algorithm 3 of "World Models via Policy-Guided Trajectory
+    Diffusion" (Rigter et al., https://arxiv.org/abs/2312.08533).
 
     Real steps go to a buffer of episodes (``replay_buffer``) on which a world model is fitted; the policy learns from
-    trajectories that the world model imagines under it (``rollout_buffer``). The constructor's defaults are sized for two
-    CPU cores; the paper's sizes are in ``hyperparams/polygrad-paper.yml``.
+    trajectories that the world model imagines under it (``rollout_buffer``).
 
-    :param policy: ``"MlpPolicy"`` or a subclass of :class:`~sb3_polygrad.policy.policies.PolyGRADPolicy`
+    By default the world model is an ensemble of small one-step networks, and the policy follows the gradient of its imagined
+    returns through them: of all that was measured this learns best on a CPU. The paper's world model, trajectory diffusion
+    under the policy's guidance, is ``world_model="diffusion"``; its sizes are in ``hyperparams/polygrad-paper.yml``.
+
+    :param policy: ``"MlpPolicy"`` or a subclass of :class:`~sb3_polygrad.policies.PolyGRADPolicy`
     :param env: the environment, with Box observations and a bounded Box of actions
-    :param learning_rate: of the actor, a number or a schedule; that of its ``log_std`` is this times ``log_std_rate``
+    :param learning_rate: of the actor, a number or a schedule
     :param n_steps: real steps per environment between two updates
-    :param batch_size: windows per gradient step of the world model
+    :param batch_size: segments per gradient step of the world model
     :param gradient_steps: gradient steps of the world model per update; -1 for as many as real steps were made
     :param gamma: discount factor
     :param gae_lambda: λ of GAE
-    :param clip_range: PPO's bound on the probability ratio (``policy_update="ppo"``), a number or a schedule
-    :param n_epochs: passes over an imagined batch, PPO's or (``policy_update="pathwise"``) those of the critic
-    :param n_minibatches: gradient steps per pass
-    :param target_kl: PPO stops its passes at 1.5 times this KL divergence; None for no limit
-    :param target_update: mean ``|Δ log π|`` of an update (``policy_update="a2c"``); None takes the optimiser's step
-    :param update_trials: measurements of that size per update at most: 1 corrects the step once, to first order; more search
-        until it is within 20 % of the target
-    :param learning_rate_adaptation: part of each such correction that the learning rate keeps, in log space; 0 leaves it to
-        the schedule alone, else the schedule is its upper limit
-    :param normalize_advantage: standardise advantages (pathwise: divide returns by their standard deviation)
     :param ent_coef: weight of the entropy bonus
-    :param vf_coef: weight of the value loss
-    :param max_grad_norm: bound on the gradient's norm, for actor and critic each
-    :param critic_learning_rate: of the critic
+    :param max_grad_norm: bound on the gradient's norm, for actor and critics each
+    :param critic_learning_rate: of the critics
     :param buffer_size: capacity for real steps
     :param learning_starts: real steps, taken at random, before the first update
-    :param policy_learning_starts: real steps before the first update of the policy, if that is to be later
     :param horizon: steps per imagined trajectory
     :param n_imagined: trajectories imagined per update
     :param policy_update: ``"pathwise"``, through the world model; ``"ppo"``; or ``"a2c"`` as in the paper. None for the first
-        where the world model has gradients (the default one has), else the second
-    :param world_model: ``"diffusion"``, ``"ensemble"``, ``"transformer"``, ``"autoregressive_diffusion"``, ``"rssm"``, or a
-        class or function that builds a world model
-    :param world_model_kwargs: its settings: the keyword arguments of its builder, see
-        :data:`~sb3_polygrad.world_models.factory.BUILDERS`
-    :param cuda_graphs: on a GPU, run imagination (without gradients) and the fitting of the world model as CUDA graphs
+        where the world model is differentiable (the default is), else the second
+    :param policy_update_kwargs: its settings: see :mod:`sb3_polygrad.updates`
+    :param world_model: a name of :data:`~sb3_polygrad.world_models.make.WORLD_MODELS`, or a class or function that makes one
+    :param world_model_kwargs: its settings: the keyword arguments of its class
     :param stats_window_size: episodes over which the logged return is averaged
     :param tensorboard_log: folder for tensorboard
     :param policy_kwargs: arguments of the policy
@@ -78,47 +76,40 @@ class PolyGRAD(Learning):
     :param seed: of all random generators
     :param device: device of policy, world model and buffers
     :param _init_setup_model: build the networks now
-    :raises ValueError: if an argument makes no sense; the message names it and what to do
+    :raises ValueError: if an argument makes no sense; the message names it and says what to do
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PolyGRADPolicy}
+    policy: PolyGRADPolicy
+    rollout_buffer: ImaginedRolloutBuffer
+    world_model: WorldModel
 
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 6e-4,
-        n_steps: int = 10,
-        batch_size: int = 256,
-        gradient_steps: int = -1,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.1,
-        n_epochs: int = 2,
-        n_minibatches: int = 2,
-        target_kl: float | None = None,
-        target_update: float | None = 0.02,
-        update_trials: int = 1,
-        learning_rate_adaptation: float = 0.0,
-        normalize_advantage: bool = True,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: Count = 5,
+        batch_size: Count = 256,
+        gradient_steps: Annotated[int, Range(-1)] = -1,
+        gamma: Fraction = 0.995,
+        gae_lambda: Fraction = 0.95,
         ent_coef: float = 1e-5,
-        vf_coef: float = 0.5,
-        max_grad_norm: float = 0.5,
-        critic_learning_rate: float = 1e-3,
-        buffer_size: int = 1_000_000,
-        learning_starts: int = 1_000,
-        policy_learning_starts: int = 0,
-        horizon: int = 20,
-        n_imagined: int = 128,
-        policy_update: str | None = None,
-        world_model: str | Callable[..., WorldModel] = "diffusion",
+        max_grad_norm: Positive = 0.5,
+        critic_learning_rate: LearningRate = 1e-3,
+        buffer_size: Count = 1_000_000,
+        learning_starts: Count = 1_000,
+        horizon: Annotated[int, Range(2)] = 5,
+        n_imagined: Count = 256,
+        policy_update: Literal["pathwise", "ppo", "a2c"] | None = None,
+        policy_update_kwargs: Mapping[str, Any] | None = None,
+        world_model: str | Callable[..., WorldModel] = "ensemble",
         world_model_kwargs: Mapping[str, Any] | None = None,
-        cuda_graphs: bool = True,
-        stats_window_size: int = 100,
+        stats_window_size: Count = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
-        seed: int | None = None,
+        seed: Annotated[int, Range(0, 2**32 - 1)] | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
@@ -130,7 +121,7 @@ class PolyGRAD(Learning):
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
-            vf_coef=vf_coef,
+            vf_coef=1.0,  # the critics have an optimiser of their own
             max_grad_norm=max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
@@ -146,55 +137,26 @@ class PolyGRAD(Learning):
         )
         self.batch_size = batch_size
         self.gradient_steps = gradient_steps
-        self.clip_range = clip_range
-        self.n_epochs = n_epochs
-        self.n_minibatches = n_minibatches
-        self.target_kl = target_kl
-        self.target_update = target_update
-        self.update_trials = update_trials
-        self.learning_rate_adaptation = learning_rate_adaptation
-        self.normalize_advantage = normalize_advantage
         self.critic_learning_rate = critic_learning_rate
         self.buffer_size = buffer_size
         self.learning_starts = learning_starts
-        self.policy_learning_starts = policy_learning_starts
         self.horizon = horizon
         self.n_imagined = n_imagined
         self.policy_update = policy_update
-        self.world_model_name = world_model
-        if not isinstance(world_model_kwargs, (Mapping, type(None))):
-            raise TypeError(f"world_model_kwargs must be a mapping, got {world_model_kwargs!r}")
-        self.world_model_kwargs = dict(world_model_kwargs or {})
-        self.cuda_graphs = cuda_graphs
-        self._n_updates = 0
-        self._learning_rate_share = 1.0  # of the schedule
-        # Real steps per environment that the world model's statistics have not seen, gradient steps that it has not taken.
-        self._n_unobserved = 0
-        self._gradient_steps_owed = 0
-        self._seen_normalized = False
-        self._n_faulty_updates = 0
-        self._kept_view: VecNormalizeView | None = None
-        # Where in an update the run is, should it be saved and resumed there.
-        self._rollout_step = 0
-        self._in_step = False
-        self._pace = PaceWarning()
+        self.policy_update_kwargs = policy_update_kwargs
+        self.world_model_class = world_model
+        self.world_model_kwargs = world_model_kwargs
+        self.uses_vec_normalize = False
         if self.env is not None:
-            check_arguments(self)
+            checks.check_arguments(self)
         if _init_setup_model:
             self._setup_model()
 
     @staticmethod
     def _wrap_env(env: GymEnv | str, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """
-        As SB3 does it; the one place that every environment passes before SB3 judges its spaces.
-
-        Takes an environment's name too, so that ``load`` and ``set_env`` accept what the constructor accepts.
-        """
+        """As in SB3, also for the name of an environment; every environment passes here before SB3 judges its spaces."""
         wrapped = OnPolicyAlgorithm._wrap_env(maybe_make_env(env, verbose), verbose, monitor_wrapper)  # type: ignore[arg-type]
-        check_spaces(wrapped.observation_space, wrapped.action_space)
-        normalizer = unwrap_vec_normalize(wrapped)
-        if normalizer is not None and normalizer.observation_space.shape != wrapped.observation_space.shape:
-            raise ValueError("a wrapper around VecNormalize changes the observations: put VecNormalize outermost")
+        checks.check_env(wrapped)
         return wrapped
 
     def _setup_model(self) -> None:
@@ -203,20 +165,21 @@ class PolyGRAD(Learning):
         if not isinstance(self.policy, PolyGRADPolicy):
             raise ValueError(f"policy must be 'MlpPolicy' or a subclass of PolyGRADPolicy, got {type(self.policy).__name__}")
         obs_dim = int(np.prod(self.observation_space.shape))
-        action_low, action_high = (th.as_tensor(b).float().flatten() for b in (self.action_space.low, self.action_space.high))
-        self.world_model = build_world_model(
-            self.world_model_name, obs_dim, action_low, action_high, self.horizon, self.world_model_kwargs
+        low, high = (th.as_tensor(b).float().flatten() for b in (self.action_space.low, self.action_space.high))
+        self.world_model = make_world_model(
+            self.world_model_class, obs_dim, low, high, self.horizon, self.world_model_kwargs or {}
         ).to(self.device)
-        if self.policy_update == "pathwise" and self.world_model.imagine_expected is None:
-            raise ValueError(
-                f"policy_update='pathwise' needs gradients, and world_model={self.world_model_name!r} has none with these "
-                "world_model_kwargs: choose policy_update='ppo', or leave it to the default"
-            )
-        self.world_model.cuda_graphs = self.cuda_graphs
-        self._imagining = Captured(self._imagine_from, self._imagined_by)
-        self.replay_buffer = TrajectoryBuffer(
-            self.buffer_size, obs_dim, len(action_low), self.world_model.window, self.n_envs, self.device
+        checks.check_segments(self, self.world_model.window)
+        self.update = make_update(
+            self.policy_update,
+            self.policy_update_kwargs or {},
+            self.ent_coef,
+            self.max_grad_norm,
+            self.world_model.differentiable,
         )
+        self.replay_buffer = EpisodeBuffer(self.buffer_size, obs_dim, len(low), self.n_envs, self.device)
+        self.imagination = Imagination(self.world_model, self.policy)
+        self.start_states = StartStates(self.update.n_continuations)
         self.rollout_buffer = ImaginedRolloutBuffer(
             self.horizon,
             self.observation_space,
@@ -226,10 +189,122 @@ class PolyGRAD(Learning):
             gae_lambda=self.gae_lambda,
             n_envs=self.n_imagined,
         )
-        self.clip_range = FloatSchedule(self.clip_range)
+        self._means, self._faults, self._pace = DeviceMeans(), FaultMonitor(), PaceWarning()
 
-    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
-        """No recommendation: unlike A2C and PPO, this algorithm has work for a GPU."""
+    def _setup_learn(
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            self.replay_buffer.end_episodes()  # the environments are about to be reset
+        self._pace = PaceWarning()
+        self.uses_vec_normalize = self._vec_normalize_env is not None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+
+    # ------------------------------------------------------------------ Algorithm 3
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: ImaginedRolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Algorithm 3, lines 4 and 5: real steps under the policy into ``replay_buffer``.
+
+        :param env: the training environment
+        :param callback: called after each step
+        :param rollout_buffer: unused, holds imagined data
+        :param n_rollout_steps: steps per environment
+        :return: False if the callback asked to stop
+        :raises ValueError: if the environment produces a value that is not finite; nothing of that step is stored
+        """
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        for _ in range(n_rollout_steps):
+            actions = self._sample_actions()  # line 4
+            # Unknown while a step is under way: should it fail, learn() begins with a reset.
+            (obs, original_obs), self._last_obs = (self._last_obs, self._last_original_obs), None
+            new_obs, rewards, dones, infos = env.step(actions)
+            self.num_timesteps += env.num_envs
+            step = real_step(obs, original_obs, actions, new_obs, rewards, dones, infos, self._vec_normalize_env)  # type: ignore[arg-type]
+            self.replay_buffer.add(*step)  # line 5
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            if self._vec_normalize_env is not None:
+                self._last_original_obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
+            self._update_info_buffer(infos, dones)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        callback.on_rollout_end()
+        return True
+
+    def train(self) -> None:
+        """Algorithm 3, lines 6 to 9: world model, imagination, policy, δ."""
+        if self._in_prefill:
+            return
+        steps = self.replay_buffer.new_steps()
+        self.world_model.observe(steps)
+        skipped_fits = self._fit_world_model(self._n_fits(len(steps.rewards)))  # line 6
+        self.imagination.sync(self._vec_normalize_env)
+        start = self.start_states.draw(self.replay_buffer, self.n_imagined)
+        batch = self.imagination(start, self.update.differentiable)  # line 7
+        is_finite = batch.is_finite
+        if is_finite:
+            self.start_states.keep(batch.trajectory)
+            # δ is judged by the policy that acted: line 9 comes before line 8.
+            adapted = self.world_model.adapt(batch.detach().trajectory, self.imagination.policy_at)  # line 9
+            self.rollout_buffer.fill(batch, self.policy)
+            self.policy.set_learning_rates(self.lr_schedule(self._current_progress_remaining), self.critic_learning_rate)
+            learned = self.update(self.policy, self.rollout_buffer)  # line 8
+            self.policy.update_averages()
+            self._means.add("train", {**learned, "std": self.policy.relative_std.mean()})
+            self._means.add("imagination", {**batch.summary(), **adapted})
+        self._means.add("imagination", {"skipped": th.tensor(0.0 if is_finite else 1.0)})
+        self._n_updates += 1
+        self.logger.record("train/learning_rate", self.policy.actor_optimizer.param_groups[0]["lr"])
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self._pace.update((self._total_timesteps - self.num_timesteps) / (self.n_steps * self.n_envs))
+        faults = {
+            "the gradients of the world model": float(skipped_fits) == 1.0,
+            "the imagined trajectories": not is_finite,
+            "the gradients of policy and critics": is_finite and float(learned["skipped"]) == 1.0,
+        }
+        self._faults.check(faults, self.policy, lambda: checkpoint.save_where_it_failed(self))
+
+    def _sample_actions(self) -> np.ndarray:
+        """Actions for the present observations, clipped to the box: random ones until something was learnt."""
+        assert isinstance(self.action_space, spaces.Box)
+        if self._in_prefill and self._n_updates == 0:
+            return np.array([self.action_space.sample() for _ in range(self.n_envs)])
+        with th.no_grad():
+            actions = self.policy._predict(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+        actions = actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[assignment]
+        return np.clip(actions, self.action_space.low, self.action_space.high)  # type: ignore[call-overload]
+
+    @property
+    def _in_prefill(self) -> bool:
+        """Whether there are too few real steps to learn from. (A second ``learn`` goes on at once.)"""
+        return len(self.replay_buffer) < min(self.learning_starts, self.replay_buffer.capacity * self.n_envs)
+
+    def _n_fits(self, n_new_steps: int) -> int:
+        """Gradient steps of the world model that new real steps call for; real steps that were loaded count as a prefill."""
+        per_update = self.n_steps * self.n_envs
+        n_new_steps = min(n_new_steps, max(self.learning_starts, per_update) + per_update)
+        return n_new_steps if self.gradient_steps < 0 else n_new_steps * self.gradient_steps // per_update
+
+    def _fit_world_model(self, n_fits: int) -> th.Tensor | float:
+        """
+        Fit the world model on segments of real steps (Algorithm 1).
+
+        :param n_fits: gradient steps
+        :return: fraction of the gradients that were not finite
+        """
+        self.world_model.train()
+        skipped: th.Tensor | float = 0.0
+        for _ in range(n_fits):
+            metrics = self.world_model.fit(self.replay_buffer.sample(self.batch_size, self.world_model.window))
+            skipped = skipped + metrics.get("skipped", 0.0) / n_fits
+            self._means.add("world_model", metrics)
+        return skipped
+
+    # ------------------------------------------------------------------ SB3's face
 
     def learn(
         self: SelfPolyGRAD,
@@ -240,17 +315,81 @@ class PolyGRAD(Learning):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfPolyGRAD:
-        """
-        Learn for a number of real steps; see SB3.
-
-        :param total_timesteps: real steps, of all environments together
-        :param callback: called at every real step
-        :param log_interval: updates between two dumps of the log
-        :param tb_log_name: name of the run
-        :param reset_num_timesteps: count from 0 (and reset the environments)
-        :param progress_bar: show one
-        :return: the model
-        """
+        """Learn for a number of real steps, of all environments together; as in SB3. ``log_interval`` counts updates."""
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        self._means.flush()  # for whoever looks into the logger
+        self._record_means()  # for whoever looks into the logger
         return self
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log; as in SB3."""
+        self._record_means()
+        super().dump_logs(iteration)
+
+    def _record_means(self) -> None:
+        for name, mean in self._means.pop().items():
+            self.logger.record(name, mean)
+
+    def imagine(self, start: int | th.Tensor) -> Trajectory:
+        """
+        Imagine trajectories under the present policy (Algorithm 3, line 7).
+
+        :param start: how many, from random real observations; or start observations ``(batch, obs_dim)``
+        :return: trajectories in the environment's units, on the device
+        :raises RuntimeError: if the world model was not fitted yet, or the ``VecNormalize`` that the policy needs is missing
+        """
+        if self.uses_vec_normalize and self._vec_normalize_env is None:
+            raise RuntimeError("the policy was trained under VecNormalize: load the model with its environment to imagine")
+        if not isinstance(start, th.Tensor):
+            start = self.replay_buffer.sample_observations(start)
+        self.imagination.sync(self._vec_normalize_env)
+        return self.imagination(start.to(self.device)).trajectory
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
+        """No recommendation: unlike A2C and PPO, this algorithm has work for a GPU."""
+
+    # ------------------------------------------------------------------ saving, see sb3_polygrad.checkpoint
+
+    def _excluded_save_params(self) -> list[str]:
+        made_anew = ["world_model", "update", "imagination", "start_states", "_means", "_faults", "_pace"]
+        return [*super()._excluded_save_params(), *made_anew, "_last_original_obs"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        optimizers = ["policy.actor_optimizer", "policy.critic_optimizer", "world_model.optimizer"]
+        return ["policy", "world_model", *optimizers], []
+
+    def save(self, path: PathOrFile, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """Save the model as in SB3; the file replaces an older one of that name only when it is complete."""
+        checkpoint.save(self, path, exclude, include)
+
+    @classmethod
+    def load(cls: type[SelfPolyGRAD], path: PathOrFile, *args: Any, **kwargs: Any) -> SelfPolyGRAD:  # type: ignore[override]
+        """Load a saved model as in SB3, see :func:`~sb3_polygrad.checkpoint.load.load_model`; only one that you trust."""
+        return load_model(super().load, cls, path, args, kwargs)
+
+    def save_replay_buffer(self, path: PathOrFile) -> None:
+        """Save the real steps, as tensors (no pickles); the suffix ``.pkl``, SB3's, is added if there is none."""
+        checkpoint.save_replay_buffer(self, path)
+
+    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
+        """Load real steps as in SB3. The episodes under way always end where the file ends: the environments are elsewhere."""
+        checkpoint.load_replay_buffer(self, path)
+
+    def save_checkpoint(self, folder: str | pathlib.Path, keep: int = 3) -> pathlib.Path:
+        """Save all that :meth:`resume` needs, see :func:`~sb3_polygrad.checkpoint.resume.save_checkpoint`."""
+        return checkpoint.save_checkpoint(self, folder, keep)
+
+    @classmethod
+    def resume(
+        cls: type[SelfPolyGRAD],
+        path: str | pathlib.Path,
+        env: GymEnv | str,
+        replay_buffer: str | pathlib.Path | None = None,
+        **kwargs: Any,
+    ) -> SelfPolyGRAD:
+        """Resume a run from a checkpoint, see :func:`~sb3_polygrad.checkpoint.resume.resume`."""
+        return checkpoint.resume(cls, path, env, replay_buffer, **kwargs)
+
+    @property
+    def timesteps_left(self) -> int:
+        """Real steps between now and the end of the latest :meth:`learn`, were it not interrupted."""
+        return max(self._total_timesteps - self.num_timesteps, 0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sb3_polygrad.core.arguments import choose
+from sb3_polygrad.common.validation import choose
 from sb3_polygrad.hyperparams_loader import HYPERPARAMS
 from sb3_polygrad.polygrad import PolyGRAD
 

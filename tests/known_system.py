@@ -7,44 +7,34 @@ from typing import Any
 import torch as th
 from torch.distributions import Normal
 
-from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
+from sb3_polygrad.common.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.world_models.base import WorldModel
-from sb3_polygrad.world_models.factory import build_world_model
+from sb3_polygrad.world_models.make import make_world_model
 
 OBS_DIM, ACTION_DIM, HORIZON = 2, 1, 4
 LOW, HIGH = th.tensor([-1.0]), th.tensor([1.0])
 
 # name: (world_model, world_model_kwargs)
-TINY_DIFFUSION: dict[str, Any] = dict(width=32, n_layers=1)
+NET: dict[str, Any] = dict(width=32, n_layers=1)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "staggered": ("diffusion", dict(TINY_DIFFUSION, sampler="staggered", n_levels=2, lag=1.0)),
-    "policy_guided": ("diffusion", dict(TINY_DIFFUSION, sampler="policy_guided", n_diffusion_steps=4)),
-    "policy_guided epsilon": (
-        "diffusion",
-        dict(TINY_DIFFUSION, sampler="policy_guided", n_diffusion_steps=4, prediction="epsilon"),
-    ),
-    "markov": ("diffusion", dict(TINY_DIFFUSION, denoiser="markov_mlp", sampler="staggered", n_levels=2, lag=2.0)),
-    "markov pipelined": ("diffusion", dict(TINY_DIFFUSION, denoiser="markov_mlp", sampler="staggered", n_levels=2, lag=1.0)),
-    "markov policy_guided": (
-        "diffusion",
-        dict(TINY_DIFFUSION, denoiser="markov_mlp", sampler="policy_guided", n_diffusion_steps=4),
-    ),
-    "transformer staggered": ("diffusion", dict(TINY_DIFFUSION, denoiser="transformer", sampler="staggered")),
-    "transformer policy_guided": (
-        "diffusion",
-        dict(TINY_DIFFUSION, denoiser="transformer", sampler="policy_guided", n_diffusion_steps=4),
-    ),
-    "ensemble": ("ensemble", dict(n_members=3, n_elites=2, width=32, n_layers=1, fit_steps=64)),
-    "transformer": ("transformer", dict(width=32, n_layers=1, n_heads=2, context=3)),
-    "autoregressive_diffusion": ("autoregressive_diffusion", dict(width=32, n_layers=1)),
-    "rssm": ("rssm", dict(width=32, n_layers=1, n_variables=4, n_classes=4, fit_windows=32)),
+    "ensemble": ("ensemble", dict(NET, n_members=3)),
+    "ensemble of one": ("ensemble", dict(NET, n_members=1)),
+    "stochastic ensemble": ("ensemble", dict(NET, n_members=3, stochastic=True)),
+    "policy_guided": ("diffusion", dict(NET, sampler=dict(n_diffusion_steps=4))),
+    "policy_guided epsilon": ("diffusion", dict(NET, sampler=dict(n_diffusion_steps=4, prediction="epsilon"))),
+    "staggered": ("diffusion", dict(NET, sampler=dict(name="staggered", n_levels=2, lag=1.0))),
+    "transformer staggered": ("diffusion", dict(NET, denoiser="transformer", sampler=dict(name="staggered"))),
+    "transformer policy_guided": ("diffusion", dict(NET, denoiser="transformer", sampler=dict(n_diffusion_steps=4))),
+    "transformer": ("transformer", dict(NET, context=3)),
+    "autoregressive_diffusion": ("autoregressive_diffusion", dict(NET)),
+    "rssm": ("rssm", dict(NET, n_variables=4, n_classes=4)),
 }
 
 
-def build(name: str = "staggered", **changes: Any) -> WorldModel:
+def build(name: str = "ensemble", **changes: Any) -> WorldModel:
     """A small world model that knows nothing yet."""
     world_model, kwargs = MODELS[name]
-    return build_world_model(world_model, OBS_DIM, LOW, HIGH, HORIZON, {**kwargs, **changes})
+    return make_world_model(world_model, OBS_DIM, LOW, HIGH, HORIZON, {**kwargs, **changes})
 
 
 def policy(observations: th.Tensor) -> Normal:
@@ -71,8 +61,8 @@ def real_windows(batch: int) -> Trajectory:
 
 def observe(model: WorldModel, data: Trajectory) -> None:
     """Show the steps of windows to a model."""
-    flat = (tensor.flatten(0, 1) for tensor in (data.observations[:, :-1], data.observations[:, 1:], data.actions))
-    model.observe(*flat, th.stack([data.rewards, data.terminals], dim=-1).flatten(0, 1))
+    pairs = data.observations.unfold(1, 2, 1).flatten(0, 1).transpose(1, 2)  # (batch * horizon, 2, obs_dim)
+    model.observe(Trajectory(pairs, *(tensor.flatten(0, 1)[:, None] for tensor in data[1:])))
 
 
 def cut(windows: Trajectory, length: int) -> Trajectory:
@@ -80,7 +70,7 @@ def cut(windows: Trajectory, length: int) -> Trajectory:
     return Trajectory(windows.observations[:, : length + 1], *(tensor[:, :length] for tensor in windows[1:]))
 
 
-def fitted(name: str = "staggered", n_fits: int = 3, **changes: Any) -> WorldModel:
+def fitted(name: str = "ensemble", n_fits: int = 3, **changes: Any) -> WorldModel:
     """A small world model after some gradient steps."""
     model = build(name, **changes)
     data = real_windows(2_000)

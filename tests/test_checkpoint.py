@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_polygrad import PolyGRAD, ResumableCheckpoints
-from sb3_polygrad.core.random_states import random_states
+from sb3_polygrad.common.random_states import random_states
 from tests.toys import PointEnv, equal_trees, tiny_model
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_polygrad import PolyGRAD, ResumableCheckpoints
 from sb3_polygrad.checkpoint import checkpoints
-from sb3_polygrad.core.files import UNFINISHED, whole_file
+from sb3_polygrad.common.files import UNFINISHED, whole_file
 from tests.test_checkpoint import RememberingPointEnv, StopAt
 from tests.toys import PointEnv, tiny_model
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch as th
 
-from sb3_polygrad.core.controllers import DeltaController, adapted_share
+from sb3_polygrad.common.controllers import DeltaController, adapted_share
 
 UNIT_VARIANCE = th.ones(1)
 

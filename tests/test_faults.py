@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_polygrad import PolyGRAD, learning
-from sb3_polygrad.core.arguments import check_types
+from sb3_polygrad.common.arguments import check_types
 from tests.test_polygrad import VARIANTS, recorded
 from tests.toys import PointEnv, equal_trees, tiny_model
 

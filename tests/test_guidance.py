@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 from torch.distributions import Normal
 
-from sb3_polygrad.core.controllers import DeltaController
+from sb3_polygrad.common.controllers import DeltaController
 from sb3_polygrad.diffusion.guidance import DiffusionStep, PolicyScoreGuidance
 from sb3_polygrad.world_models.factory import build_guidance
 

@@ -9,8 +9,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_polygrad.core.on_policy import action_autocorrelation, action_std, standardized_actions
-from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
+from sb3_polygrad.common.on_policy import action_autocorrelation, action_std, standardized_actions
+from sb3_polygrad.common.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.policy.imagined_rollout_buffer import ImaginedRolloutBuffer
 
 GAMMA, LAMBDA = 0.9, 0.5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_polygrad.core.normalizer import RunningNormalizer
+from sb3_polygrad.common.normalizer import RunningNormalizer
 
 
 @pytest.mark.parametrize("sizes", [[100], [1, 99], [10] * 10, [97, 0, 2, 1]])

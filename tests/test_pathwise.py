@@ -15,8 +15,8 @@ from torch import nn
 from torch.distributions import Normal
 
 from sb3_polygrad import PolyGRAD
-from sb3_polygrad.core.gradients import limited
-from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.common.gradients import limited
+from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.world_models.base import Context, PolicyFn, WorldModel
 from tests.toys import PointEnv, tiny_model
 
@@ -74,7 +74,7 @@ def test_as_many_endings_as_are_drawn(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in WITH_GRADIENTS if name != "rssm"])
 def test_gradient_is_that_of_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_polygrad.core.gradients.MAX_LENGTH", math.inf)
+    monkeypatch.setattr("sb3_polygrad.common.gradients.MAX_LENGTH", math.inf)
     # (The RSSM's draws of classes have straight-through gradients, which are no derivatives.)
     model = model_with(WITH_GRADIENTS[name])
     world_model = model.world_model.double()
@@ -202,7 +202,7 @@ def test_gradients_are_bounded_where_they_are_imagined(name: str, monkeypatch: p
         return th.autograd.grad(imagined.rewards.sum(), shift)[0]
 
     assert gradient() != 0.0
-    monkeypatch.setattr("sb3_polygrad.core.gradients.MAX_LENGTH", 0.0)
+    monkeypatch.setattr("sb3_polygrad.common.gradients.MAX_LENGTH", 0.0)
     assert gradient() == 0.0
 
 

@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_polygrad.core.averaging import WindowedAverage
+from sb3_polygrad.common.averaging import WindowedAverage
 from sb3_polygrad.policy.policies import PolyGRADPolicy
 
 BOXES = [

@@ -28,7 +28,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from sb3_polygrad import PolyGRAD, Trajectory
-from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
+from sb3_polygrad.common.trajectory_buffer import TrajectoryBuffer
 from sb3_polygrad.policy.vec_normalize import VecNormalizeView
 from tests.toys import PointEnv, SpacesEnv, equal_trees, tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 import torch as th
 from torch.distributions import Normal
 
-from sb3_polygrad.core.controllers import DeltaController
+from sb3_polygrad.common.controllers import DeltaController
 from sb3_polygrad.diffusion.base import Task
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion, Prediction
 from sb3_polygrad.diffusion.guidance import PolicyScoreGuidance

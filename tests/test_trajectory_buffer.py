@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_polygrad.core.trajectory import Trajectory
-from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
+from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.common.trajectory_buffer import TrajectoryBuffer
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
 from sb3_polygrad import PolyGRAD
-from sb3_polygrad.core.on_policy import action_autocorrelation, action_std, ks_distance
-from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
+from sb3_polygrad.common.on_policy import action_autocorrelation, action_std, ks_distance
+from sb3_polygrad.common.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.world_models.base import Context, WorldModel
 from sb3_polygrad.world_models.factory import BUILDERS, PAPER_SIZES, build_world_model
 from tests.known_system import (

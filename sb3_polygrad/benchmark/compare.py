@@ -25,7 +25,7 @@ from sb3_polygrad.benchmark.algorithms import NAMES
 from sb3_polygrad.benchmark.engines import DaskCluster, Engine, Processes, Result
 from sb3_polygrad.benchmark.provenance import provenance
 from sb3_polygrad.benchmark.single_run import Run, execute
-from sb3_polygrad.core.arguments import at_least_one
+from sb3_polygrad.common.arguments import at_least_one
 from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperparams
 
 

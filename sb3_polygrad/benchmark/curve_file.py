@@ -10,7 +10,7 @@ from typing import Any
 
 from sb3_polygrad.benchmark.evaluations import MEASURES
 from sb3_polygrad.benchmark.provenance import write_json
-from sb3_polygrad.core.files import whole_file
+from sb3_polygrad.common.files import whole_file
 
 COLUMNS = ("label", "algorithm", "env", "seed", *MEASURES)
 

@@ -27,7 +27,7 @@ from stable_baselines3.common.callbacks import StopTrainingOnRewardThreshold
 from sb3_polygrad.benchmark.algorithms import NAMES, algorithm_class
 from sb3_polygrad.benchmark.evaluations import Evaluations
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.arguments import at_least_one
+from sb3_polygrad.common.arguments import at_least_one
 from sb3_polygrad.evaluation.results import beside
 from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperparams
 

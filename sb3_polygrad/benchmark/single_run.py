@@ -19,7 +19,7 @@ from sb3_polygrad.benchmark.algorithms import algorithm_class
 from sb3_polygrad.benchmark.curve_file import CurveFile
 from sb3_polygrad.benchmark.evaluations import Evaluations, Stopwatch
 from sb3_polygrad.checkpoint import NAME, checkpoints
-from sb3_polygrad.core.files import fault_of_archive
+from sb3_polygrad.common.files import fault_of_archive
 from sb3_polygrad.policy.policies import PolyGRADPolicy
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.saving import Saving

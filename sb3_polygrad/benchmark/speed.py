@@ -36,7 +36,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sb3_polygrad.benchmark.arithmetic import flops, gemm_rate, seconds
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.arguments import at_least_one
+from sb3_polygrad.common.arguments import at_least_one
 from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.evaluation.timing import prepare, some_policy
 from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperparams

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch as th
 from torch.distributions import Distribution
 
+from sb3_polygrad.common.trajectory import Trajectory
+
 
 class Corrupted(NamedTuple):
     """
@@ -27,8 +29,7 @@ class Corrupted(NamedTuple):
 
 class Task(NamedTuple):
     """
-    What there is to sample: callables and tensors, ``states`` being ``(batch, horizon + 1, channels)`` in the units of the
-    denoiser.
+    What there is to sample: callables and tensors, ``states`` being standardised, ``(batch, horizon + 1, channels)``.
 
     :param denoiser: ``(noisy states, actions as it sees them, level (1, n_levels)) -> output``
     :param condition: actions in the environment's units to clipped, standardised ones
@@ -38,8 +39,6 @@ class Task(NamedTuple):
     :param noise: ``(batch, horizon, action_dim)`` standard normal draws, one per action
     :param action_mean: ``(action_dim,)`` of the real actions
     :param action_std: ``(action_dim,)`` of the real actions
-    :param markov: the denoiser's output for a state depends on this state, the one before and the action between alone, so
-        that it need be asked only about states that change
     """
 
     denoiser: Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
@@ -50,12 +49,11 @@ class Task(NamedTuple):
     noise: th.Tensor
     action_mean: th.Tensor
     action_std: th.Tensor
-    markov: bool = False
 
 
 class Sample(NamedTuple):
     """
-    :param states: clean states, ``(batch, horizon + 1, channels)``, in the denoiser's units
+    :param states: clean states, ``(batch, horizon + 1, channels)``, standardised
     :param actions: ``(batch, horizon, action_dim)``, environment units, before clipping to the box
     """
 
@@ -64,20 +62,16 @@ class Sample(NamedTuple):
 
 
 class Sampler(Protocol):
-    """
-    A way to noise real trajectories for training, and to denoise imagined ones under a policy.
+    """A way to noise real trajectories for training, and to denoise imagined ones under a policy."""
 
-    ``predicts_means`` says that the states it returns are what is to be expected after the ones before and not draws: a flag
-    among their channels is then the probability of it.
-    """
-
-    predicts_means: bool
+    n_level_inputs: int
+    """Noise levels per trajectory that the denoiser sees: 1, or one for each step."""
 
     def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
         """
         Noise real trajectories (Algorithm 1, lines 4 to 6).
 
-        :param clean: ``(batch, horizon + 1, channels)``, in the denoiser's units
+        :param clean: ``(batch, horizon + 1, channels)``, standardised
         :param actions: ``(batch, horizon, action_dim)``, clipped and standardised
         """
         ...
@@ -86,6 +80,6 @@ class Sampler(Protocol):
         """Imagine a batch of trajectories (Algorithm 2)."""
         ...
 
-    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
+    def adapt(self, imagined: Trajectory, policy: Callable[[th.Tensor], Distribution]) -> dict[str, th.Tensor]:
         """Learn from an imagined batch (Algorithm 3, line 9); see :meth:`WorldModel.adapt`."""
         ...

@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 from torch.distributions import Normal
 
-from sb3_polygrad.core.controllers import DeltaController
+from sb3_polygrad.diffusion.controllers import DeltaController
 
 
 class DiffusionStep(NamedTuple):

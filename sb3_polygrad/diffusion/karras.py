@@ -17,13 +17,13 @@ Network = Callable[[th.Tensor, th.Tensor], th.Tensor]
 """Inputs of unit variance ``(n, channels)`` and levels ¼ ln σ, ``(n, 1)`` or ``(1, 1)``, to outputs ``(n, channels)``."""
 
 
-def noise_levels(n_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
+def noise_levels(n_steps: int, sigma_max: float, sigma_min: float = 0.002, rho: float = 7.0) -> list[float]:
     """
     σ_0 = ``sigma_max`` … σ_{N-1} = ``sigma_min``, σ_N = 0 (Eq. 5).
 
     :param n_steps: N, at least 1
-    :param sigma_min: smallest level that is not zero
     :param sigma_max: level that sampling starts from
+    :param sigma_min: smallest level that is not zero
     :param rho: ρ; the larger, the more of the steps are at low noise
     """
     if n_steps < 1:

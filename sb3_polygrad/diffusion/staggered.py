@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch as th
 from torch import nn
+from torch.distributions import Distribution
 
+from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.common.validation import Count, NotNegative
 from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
 from sb3_polygrad.diffusion.draws import draw
+
+
+FLAT_FRACTION = 0.15
+"""Fraction of the training examples in which all states have the same level."""
 
 
 def staggered_levels(horizon: int, n_levels: int, lag: float) -> th.Tensor:
@@ -43,24 +51,18 @@ class StaggeredSampler(nn.Module):
     :param horizon: steps per trajectory
     :param n_levels: K, iterations that a state takes from noise to clean
     :param lag: L, iterations by which each state is behind its predecessor
-    :param flat_share: share of the training examples in which all states have the same level
     """
 
     levels: th.Tensor
     clean_weight: th.Tensor
     noisy_weight: th.Tensor
 
-    def __init__(self, horizon: int, n_levels: int = 2, lag: float = 1.0, flat_share: float = 0.15) -> None:
+    def __init__(self, horizon: int, n_levels: Count = 2, lag: NotNegative = 1.0) -> None:
         super().__init__()
-        if n_levels < 1:
-            raise ValueError(f"n_levels must be at least 1, got {n_levels}")
-        if not lag >= 0.0:
-            raise ValueError(f"lag must not be negative, got {lag}")
         lag = min(lag, n_levels)  # a longer lag only adds iterations in which nothing changes
         self.horizon = horizon
         self.n_levels = n_levels
-        self.predicts_means = n_levels == 1  # in one call from pure noise to the clean estimate
-        self.flat_share = flat_share
+        self.n_level_inputs = horizon
         levels = staggered_levels(horizon, n_levels, lag)
         signal, noise = th.cos(levels * math.pi / 2), th.sin(levels * math.pi / 2)
         # DDIM: next = signal' x̂ + noise' (x - signal x̂) / noise; what is clean stays as it is.
@@ -77,8 +79,7 @@ class StaggeredSampler(nn.Module):
     def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
         """
         See :class:`~sb3_polygrad.diffusion.base.Sampler`. Levels are a ramp over the states with random slope (squared: flat
-        ramps are favoured) and random position, cut to [0, 1]; some examples have one level for all states. A single step,
-        whose first state is clean, has the levels that a state goes through in sampling.
+        ramps are favoured) and random position, cut to [0, 1]; some examples have one level for all states.
         """
         levels = nn.functional.pad(self._draw_levels(len(clean), clean.shape[1] - 1, clean.device), (1, 0))
         angle = levels[..., None] * (math.pi / 2)  # (batch, horizon + 1, 1)
@@ -87,42 +88,29 @@ class StaggeredSampler(nn.Module):
 
     def _draw_levels(self, batch: int, n_steps: int, device: th.device) -> th.Tensor:
         """Noise levels to train with, ``(batch, n_steps)``."""
-        if n_steps == 1:
-            return 1.0 - th.randint(self.n_levels, (batch, 1), device=device) / self.n_levels
-        slope = th.rand(batch, 1, device=device).square() * (th.rand(batch, 1, device=device) >= self.flat_share)
+        slope = th.rand(batch, 1, device=device).square() * (th.rand(batch, 1, device=device) >= FLAT_FRACTION)
         reach = slope * (n_steps - 1)
         start = th.rand(batch, 1, device=device) * (1.0 + reach) - reach
         return (start + slope * th.arange(n_steps, device=device)).clamp(0.0, 1.0)
 
     def sample(self, task: Task) -> Sample:
         """See :class:`~sb3_polygrad.diffusion.base.Sampler`."""
-        noise = th.randn(len(task.first), self.horizon + 1, task.first.shape[1], device=task.first.device)
-        # A tensor (batch, 1, ...) for every state and action: with gradients a sequence cannot be written into.
-        states = [task.first[:, None], *noise[:, 1:].split(1, dim=1)]
+        states = th.randn(len(task.first), self.horizon + 1, task.first.shape[1], device=task.first.device)
+        states[:, 0] = task.first
         # Before anything is known, every state is taken for the first one; the first action is final already.
-        actions = list(draw(task.policy(states[0]), task.noise).split(1, dim=1))
+        actions = draw(task.policy(task.first[:, None]), task.noise)
         for m, begin, end in self._changing:
-            # A Markov denoiser is asked about the states that change, any other about all; the one before those is clean.
-            first, last = (begin, end) if task.markov else (1, self.horizon + 1)
-            conditions = task.condition(th.cat(actions[first - 1 : last - 1], dim=1))
-            level = self.levels[m : m + 1, first:last]
-            output = task.denoiser(th.cat(states[first - 1 : last], dim=1), conditions, level)
-            clean = task.bound(output[:, 1 + begin - first :])
-            states[begin:end] = self._moved(m, begin, states[begin:end], clean[:, : end - begin]).split(1, dim=1)
+            output = task.denoiser(states, task.condition(actions), self.levels[m : m + 1, 1:])
+            clean = task.bound(output[:, begin:])
+            states[:, begin:end] = (
+                self.clean_weight[m, begin:end] * clean[:, : end - begin]
+                + self.noisy_weight[m, begin:end] * states[:, begin:end]
+            )
             # An action is drawn anew while its state still changes. (None is taken in the last state.)
-            acting = slice(begin, min(last, self.horizon))
             if begin < self.horizon:
-                drawn = draw(task.policy(clean[:, : acting.stop - begin]), task.noise[:, acting])
-                actions[acting] = drawn.split(1, dim=1)
-        return Sample(th.cat(states, dim=1), th.cat(actions, dim=1))
+                actions[:, begin:] = draw(task.policy(clean[:, : self.horizon - begin]), task.noise[:, begin:])
+        return Sample(states, actions)
 
-    def _moved(self, iteration: int, begin: int, states: list[th.Tensor], clean: th.Tensor) -> th.Tensor:
-        """The states that begin at ``begin`` after a DDIM step to their clean estimates; with K = 1 they are these."""
-        if self.n_levels == 1:
-            return clean
-        now = slice(begin, begin + len(states))
-        return self.clean_weight[iteration, now] * clean + self.noisy_weight[iteration, now] * th.cat(states, dim=1)
-
-    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
-        """Nothing to tune."""
+    def adapt(self, imagined: Trajectory, policy: Callable[[th.Tensor], Distribution]) -> dict[str, th.Tensor]:
+        """Nothing to tune: actions are exact draws."""
         return {}

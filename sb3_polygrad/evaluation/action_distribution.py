@@ -29,8 +29,8 @@ import torch as th
 from stable_baselines3 import PPO
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.arguments import json_object
-from sb3_polygrad.core.on_policy import standardized_actions
+from sb3_polygrad.common.arguments import json_object
+from sb3_polygrad.common.on_policy import standardized_actions
 from sb3_polygrad.diffusion.guidance import Guidance, PolicyScoreGuidance
 from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
 from sb3_polygrad.evaluation import minari_files

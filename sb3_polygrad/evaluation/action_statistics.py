@@ -22,7 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.on_policy import action_statistics, per_step_std
+from sb3_polygrad.common.on_policy import action_statistics, per_step_std
 from sb3_polygrad.evaluation.results import beside, readable, write_csv
 from sb3_polygrad.polygrad import PolyGRAD
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch as th
 
-from sb3_polygrad.core.arguments import at_least_one
+from sb3_polygrad.common.arguments import at_least_one
 
 
 def study_parser(description: str | None) -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_polygrad.core.trajectory_buffer import TrajectoryBuffer
+from sb3_polygrad.common.trajectory_buffer import TrajectoryBuffer
 
 
 class Dataset(NamedTuple):

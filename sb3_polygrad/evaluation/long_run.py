@@ -31,7 +31,7 @@ import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.arguments import at_least_one
+from sb3_polygrad.common.arguments import at_least_one
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.real_episodes import Episode, real_episodes
 from sb3_polygrad.evaluation.results import beside, readable, write_csv

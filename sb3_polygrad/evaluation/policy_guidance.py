@@ -6,7 +6,7 @@ import copy
 
 import torch as th
 
-from sb3_polygrad.core.on_policy import action_std, standardized_actions
+from sb3_polygrad.common.on_policy import action_std, standardized_actions
 from sb3_polygrad.world_models.base import PolicyFn
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 

@@ -6,7 +6,7 @@ What imagining in bfloat16 changes: errors and on-policy diagnostics beside thos
 Models are fitted, or taken from ``MODELS``. Every one imagines from the same states with the same random numbers in both
 precisions, ``--repeats`` times with other numbers, and the actions are replayed in the simulator. Writes ``<out>.csv``, a row
 per model and precision with means over the repeats: median errors after one step and after the last, and what
-:func:`~sb3_polygrad.core.on_policy.action_diagnostics` says.
+:func:`~sb3_polygrad.common.on_policy.action_diagnostics` says.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch as th
 from stable_baselines3 import PPO
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.arguments import json_object
-from sb3_polygrad.core.on_policy import action_diagnostics, standardized_actions
+from sb3_polygrad.common.arguments import json_object
+from sb3_polygrad.common.on_policy import action_diagnostics, standardized_actions
 from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.contestants import CONTESTANTS

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from sb3_polygrad.core.files import whole_file
+from sb3_polygrad.common.files import whole_file
 
 
 def readable(value: Any) -> Any:

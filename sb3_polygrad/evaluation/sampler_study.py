@@ -35,9 +35,9 @@ from stable_baselines3 import PPO
 from torch.distributions import Normal
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.arguments import json_object
-from sb3_polygrad.core.on_policy import action_statistics, per_step_std, standardized_actions
-from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.common.arguments import json_object
+from sb3_polygrad.common.on_policy import action_statistics, per_step_std, standardized_actions
+from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.diffusion.base import Sample, Sampler, Task
 from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.command import run_study, study_parser

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
-from sb3_polygrad.core.trajectory import Trajectory, mask_after_ending
+from sb3_polygrad.common.trajectory import Trajectory, mask_after_ending
 
 
 class Simulator:

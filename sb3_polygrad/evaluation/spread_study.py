@@ -25,7 +25,7 @@ from typing import Any
 import torch as th
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.arguments import json_object
+from sb3_polygrad.common.arguments import json_object
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.fitted_model import fitted_model
 from sb3_polygrad.evaluation.linear_gaussian import LinearGaussianSystem

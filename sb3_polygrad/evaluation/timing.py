@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.contestants import CONTESTANTS
 from sb3_polygrad.evaluation.results import beside, readable, write_csv

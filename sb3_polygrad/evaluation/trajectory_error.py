@@ -36,8 +36,8 @@ import torch as th
 from stable_baselines3 import PPO
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.core.arguments import json_object
-from sb3_polygrad.core.trajectory import Trajectory
+from sb3_polygrad.common.arguments import json_object
+from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.evaluation import minari_files
 from sb3_polygrad.evaluation.command import run_study, study_parser
 from sb3_polygrad.evaluation.contestants import CONTESTANTS

@@ -2,35 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
 import torch as th
 from torch import nn
 
-from sb3_polygrad.core.bfloat16 import BFloat16Copy
-from sb3_polygrad.core.normalizer import RunningNormalizer
-from sb3_polygrad.core.trajectory import Trajectory
-from sb3_polygrad.denoisers.base import Denoiser
+from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.common.validation import Count, Fraction, LearningRate, NotNegative, Positive, check_settings, choose
 from sb3_polygrad.diffusion.base import Sampler, Task
-from sb3_polygrad.world_models.base import Context, PolicyFn
-from sb3_polygrad.world_models.standardized import DEFAULT_FIT_SETTINGS, FitSettings, Imagined, StandardizedWorldModel
+from sb3_polygrad.diffusion.controllers import DeltaController
+from sb3_polygrad.diffusion.denoiser import Denoiser
+from sb3_polygrad.diffusion.gaussian import GaussianDiffusion, Prediction
+from sb3_polygrad.diffusion.guidance import (
+    NoisyStatesGuidance,
+    PolicySampling,
+    PolicyScoreGuidance,
+    RandomActions,
+    StateUpdateGuidance,
+)
+from sb3_polygrad.diffusion.policy_guided import PolicyGuidedSampler
+from sb3_polygrad.diffusion.residual_mlp import ResidualMLP
+from sb3_polygrad.diffusion.schedules import cosine_schedule
+from sb3_polygrad.diffusion.staggered import StaggeredSampler
+from sb3_polygrad.diffusion.transformer import Transformer
+from sb3_polygrad.world_models.base import Metrics, PolicyFn
+from sb3_polygrad.world_models.standardized import FitSettings, Imagined, StandardizedWorldModel
+
+GUIDANCES: dict[str, type[PolicyScoreGuidance] | type[RandomActions]] = {
+    "policy_score": PolicyScoreGuidance,
+    "noisy_states": NoisyStatesGuidance,
+    "state_update": StateUpdateGuidance,
+    "policy_sampling": PolicySampling,
+    "random_actions": RandomActions,
+}
+"""Rules by which actions follow the policy: the paper's, and its ablations (Appendix C.3)."""
+
+
+def policy_guided(
+    half_range: th.Tensor,
+    n_diffusion_steps: Count = 32,
+    noise_tau: Positive = 1.0,
+    prediction: Prediction = "x0",
+    guidance: Literal["policy_score", "noisy_states", "state_update", "policy_sampling", "random_actions"] = "policy_score",
+    delta: Positive = 0.02,
+    delta_lr: NotNegative = 0.1,
+    clip_std: Positive | None = 3.0,
+    final_clip: Positive | None = None,
+) -> PolicyGuidedSampler:
+    """
+    The paper's sampler from plain settings.
+
+    :param half_range: ``(action_dim,)`` half the width of the action box
+    :param n_diffusion_steps: N (Table 4: 128)
+    :param noise_tau: τ of the cosine schedule (Table 4: 1; 0.1 for Hopper)
+    :param prediction: ``"x0"`` as the released runs, or ``"epsilon"`` as the paper writes it
+    :param guidance: how actions follow the policy: the paper's rule or one of its ablations, see :data:`GUIDANCES`
+    :param delta: start value of the action update scale δ, in squared half-ranges of the action box
+    :param delta_lr: η of Eq. 10, on log δ
+    :param clip_std: actions are clipped to this many policy standard deviations (3 in the paper); None for no clipping
+    :param final_clip: bound on the change of the states over the last ten diffusion steps (0.25 in the release)
+    """
+    rule = GUIDANCES[guidance]
+    follow = rule(DeltaController(delta, delta_lr), half_range, clip_std) if issubclass(rule, PolicyScoreGuidance) else rule()
+    return PolicyGuidedSampler(GaussianDiffusion(cosine_schedule(n_diffusion_steps, noise_tau), prediction), follow, final_clip)
+
+
+def make_sampler(settings: Mapping[str, Any], horizon: int, half_range: th.Tensor) -> Sampler:
+    """
+    :param settings: ``name``, ``"policy_guided"`` (the paper's) or ``"staggered"``, and the keyword arguments of
+        :func:`policy_guided` or :class:`~sb3_polygrad.diffusion.staggered.StaggeredSampler`
+    :param horizon: steps per trajectory
+    :param half_range: ``(action_dim,)`` half the width of the action box
+    :raises ValueError: for an unknown name or setting, naming the nearest known one
+    """
+    samplers: dict[str, tuple[Callable[..., Sampler], dict[str, Any]]] = {
+        "policy_guided": (policy_guided, {"half_range": half_range}),
+        "staggered": (StaggeredSampler, {"horizon": horizon}),
+    }
+    kwargs = dict(settings)
+    name = choose("world_model_kwargs['sampler']['name']", kwargs.pop("name", "policy_guided"), samplers)
+    make, given = samplers[name]
+    check_settings("world_model_kwargs['sampler']", make, kwargs, not_settings=given)
+    return make(**given, **kwargs)
 
 
 class DiffusionWorldModel(StandardizedWorldModel):
     """
-    Learns to denoise windows of real steps (Algorithm 1) and imagines by diffusion under a policy (Algorithm 2).
+    Learns to denoise segments of real steps (Algorithm 1) and imagines by diffusion under a policy (Algorithm 2).
 
-    What is diffused is the sequence of states of :class:`StandardizedWorldModel`, in the denoiser's units. State 0 is
-    inpainted: never noisy, in training and in sampling. The denoiser is conditioned on the actions, without noise.
+    What is diffused is the sequence of states of :class:`StandardizedWorldModel`. State 0 is inpainted: never noisy, in
+    training and in sampling. The denoiser is conditioned on the actions, without noise.
 
     :param obs_dim: length of an observation
     :param action_low: ``(action_dim,)`` lower bounds of the action box
     :param action_high: ``(action_dim,)`` upper bounds of the action box
     :param horizon: steps per trajectory
-    :param denoiser: the network
-    :param sampler: how trajectories are noised for training, and denoised under a policy
-    :param fit_settings: optimiser and average
-    :param bound_margin: clean estimates stay within what was really seen, widened by this share on each side
-    :param window: steps of the windows it is fitted on; ``horizon`` if not given
-    :param dtype: of the large matrix products in imagining, ``th.float32`` or ``th.bfloat16``; fitting is in float32
+    :param denoiser: ``"residual_mlp"`` (Table 2), ``"transformer"`` (Table 3), or a network
+    :param width: width of the network (Table 2: 1024, 2048 for horizons above 10; Table 3: 312)
+    :param n_layers: number of its blocks (Tables 2 and 3: 6)
+    :param sampler: the settings of :func:`make_sampler`, or a sampler; the paper's by default
+    :param learning_rate: of AdamW (Table 2: 3e-4)
+    :param weight_decay: of the matrices of the denoiser's layers but the last
+    :param ema_decay: of the average of the weights that imagines
     """
 
     def __init__(
@@ -39,73 +113,53 @@ class DiffusionWorldModel(StandardizedWorldModel):
         action_low: th.Tensor,
         action_high: th.Tensor,
         horizon: int,
-        denoiser: Denoiser,
-        sampler: Sampler,
-        fit_settings: FitSettings = DEFAULT_FIT_SETTINGS,
-        bound_margin: float = 0.5,
-        window: int | None = None,
-        dtype: th.dtype = th.float32,
+        denoiser: str | Denoiser = "residual_mlp",
+        width: Count = 256,
+        n_layers: Count = 4,
+        sampler: Mapping[str, Any] | Sampler | None = None,
+        learning_rate: LearningRate = 1e-3,
+        weight_decay: NotNegative = 0.0,
+        ema_decay: Fraction = 0.99,
     ) -> None:
-        super().__init__(obs_dim, action_low, action_high, horizon, fit_settings, bound_margin)
-        self.window = window or horizon
-        self.change_normalizer = RunningNormalizer(obs_dim)
-        self.denoiser = denoiser
+        super().__init__(obs_dim, action_low, action_high, horizon)
+        if sampler is None or isinstance(sampler, Mapping):
+            sampler = make_sampler(sampler or {}, horizon, (action_high - action_low) / 2)
+        if isinstance(denoiser, str):
+            channels, n_levels = obs_dim + 2, sampler.n_level_inputs
+            networks: dict[str, Callable[[], Denoiser]] = {
+                "residual_mlp": lambda: ResidualMLP(horizon, channels, self.action_dim, n_levels, width, n_layers),
+                "transformer": lambda: Transformer(horizon, channels, self.action_dim, width, n_layers),
+            }
+            denoiser = networks[choose("world_model_kwargs['denoiser']", denoiser, networks)]()
         self.sampler = sampler
-        self.ending_is_probability = sampler.predicts_means
-        self._will_learn(denoiser)
-        self.imagine_in(dtype)
+        self._will_learn(denoiser, FitSettings(learning_rate, ema_decay, weight_decay))
 
-    def imagine_in(self, dtype: th.dtype) -> None:
-        """
-        Choose the precision of the large matrix products in imagining; fitting is in float32 all the same.
-
-        :param dtype: ``th.float32`` or ``th.bfloat16``
-        """
-        self._fast = BFloat16Copy(self.average.module) if dtype == th.bfloat16 else None
-
-    def imagined_by(self) -> list[th.Tensor]:
-        """See :meth:`WorldModel.imagined_by`."""
-        return super().imagined_by() + ([] if self._fast is None else self._fast.tensors())
-
-    def observe(self, observations: th.Tensor, next_observations: th.Tensor, actions: th.Tensor, outcomes: th.Tensor) -> None:
-        """See :meth:`WorldModel.observe`."""
-        super().observe(observations, next_observations, actions, outcomes)
-        self.change_normalizer.update(next_observations - observations)
-        self.denoiser.observe_changes(self.change_normalizer.std / self.state_normalizer.std)
-
-    def _fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+    def fit(self, segments: Trajectory) -> Metrics:
         """See :meth:`WorldModel.fit`; Algorithm 1, lines 3 to 6."""
-        clean = self._encode(batch) / self.denoiser.units
-        # After an ending the window repeats the last action. Departs from the release, which shows the repetition to the
+        # After an ending the segment repeats the last action. Departs from the release, which shows the repetition to the
         # denoiser: it would tell where the episode ended, and imagined actions, which never repeat, that it did not.
-        strangers = batch.actions.flatten(0, 1)[th.randperm(batch.mask.numel(), device=clean.device)].view_as(batch.actions)
-        actions = th.where(batch.mask[..., None] > 0.0, batch.actions, strangers)
-        corrupted = self.sampler.corrupt(clean, self._condition(actions))
-        output = self.denoiser(corrupted.noisy, corrupted.actions, corrupted.level)
-        loss = nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:])  # line 6; the first state is given
-        return self._learn(self.denoiser, loss)
+        shuffled = segments.actions.flatten(0, 1)[th.randperm(segments.mask.numel(), device=segments.mask.device)]
+        actions = th.where(segments.mask[..., None] > 0.0, segments.actions, shuffled.view_as(segments.actions))
+        corrupted = self.sampler.corrupt(self._encode(segments), self._condition(actions))
+        output = self.network(corrupted.noisy, corrupted.actions, corrupted.level)
+        return self._learn(nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:]))  # line 6; the first state is given
 
-    def _imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None) -> Imagined:
-        """See :meth:`WorldModel.imagine`; Algorithm 2. The context is left aside. Gradients are always in float32."""
-        units = self.average.get_buffer("module.units")
-        bound = self._bound(units)
-        fast = None if th.is_grad_enabled() else self._fast
-        if fast is not None:
-            fast.refresh()
+    def _imagine(self, start: th.Tensor, policy: PolicyFn) -> Imagined:
+        """See :meth:`WorldModel.imagine`; Algorithm 2."""
+        bound = self._bound()
         task = Task(
-            denoiser=fast or self.average,
+            denoiser=self.average,
             condition=self._condition,
-            policy=lambda states: policy(self.state_normalizer.denormalize((states * units)[..., : self.obs_dim])),
+            policy=lambda states: policy(self.state_normalizer.denormalize(states[..., : self.obs_dim])),
             bound=bound,
-            first=nn.functional.pad(self.state_normalizer.normalize(start), (0, 2)) / units,
+            first=nn.functional.pad(self.state_normalizer.normalize(start), (0, 2)),
             noise=th.randn(len(start), self.horizon, self.action_dim, device=start.device),
             action_mean=self.action_normalizer.denormalize(th.zeros(self.action_dim, device=start.device)),
             action_std=self.action_normalizer.std,
-            markov=self.denoiser.markov,
         )
         sample = self.sampler.sample(task)
-        return Imagined(sample.states * units, sample.actions, bound.faulty)
+        return Imagined(sample.states, sample.actions, bound.faulty)
 
-    def adapt(self, standardized_std: th.Tensor, policy_std: th.Tensor) -> dict[str, th.Tensor]:
+    def adapt(self, imagined: Trajectory, policy: PolicyFn) -> Metrics:
         """See :meth:`WorldModel.adapt`; the δ controller."""
-        return self.sampler.adapt(standardized_std, policy_std)
+        return self.sampler.adapt(imagined, policy)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
 
-from sb3_polygrad.core.trajectory import Trajectory
-from sb3_polygrad.world_models.autoregressive import AutoregressiveWorldModel
-from sb3_polygrad.world_models.base import Context
-from sb3_polygrad.world_models.standardized import FitSettings, check_sizes
+from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.common.validation import Count, Fraction, LearningRate, Positive
+from sb3_polygrad.world_models.base import Metrics
+from sb3_polygrad.world_models.one_step import OneStepWorldModel
+from sb3_polygrad.world_models.standardized import FitSettings
 
 UNIFORM_SHARE = 0.01  # of every categorical: no class is ever impossible
 FREE_NATS = 1.0  # a smaller divergence is not pressed further
@@ -179,22 +179,27 @@ class RSSM(nn.Module):
         return latent, Prediction(symexp(self.decoder(features)), symexp(reward), ending)
 
 
-class RSSMWorldModel(AutoregressiveWorldModel):
+class RSSMWorldModel(OneStepWorldModel):
     """
-    Imagines in the latent space; the observations that the policy acts on are decoded from there.
+    Imagines in the latent space; the observations that the policy acts on are decoded from there. One of the models that the
+    paper compares with (Appendix C.2).
 
-    The memory is filled by observing the context. Without one it starts from the first observation alone, as it does at the
-    beginning of every window that it is fitted on.
+    The memory starts from the first observation alone, as it does at the beginning of every segment that it is fitted on.
+    Gradients go straight through draws of classes.
 
     :param obs_dim: length of an observation
     :param action_low: ``(action_dim,)`` lower bounds of the action box
     :param action_high: ``(action_dim,)`` upper bounds of the action box
     :param horizon: steps per trajectory
-    :param network: the model
-    :param window: steps of the windows that it is fitted on
-    :param fit_windows: windows per gradient step
-    :param reconstruction_weight: of the squared error of the decoded observations, against the other losses
-    :param fit_settings: optimiser and average
+    :param width: of the GRU and all layers
+    :param n_layers: hidden layers of encoder, decoder and heads
+    :param n_variables: categorical variables
+    :param n_classes: their classes
+    :param window: steps of the segments that it is fitted on; ``horizon`` if not given
+    :param reconstruction_weight: of the decoded observations' error. 1 in Dreamer-v3, whose segments are longer: only the first
+        step of a segment needs many nats, so that reconstruction is under-weighted on short ones
+    :param learning_rate: of AdamW
+    :param ema_decay: of the average of the weights that imagines
     """
 
     def __init__(
@@ -203,25 +208,27 @@ class RSSMWorldModel(AutoregressiveWorldModel):
         action_low: th.Tensor,
         action_high: th.Tensor,
         horizon: int,
-        network: RSSM,
-        window: int,
-        fit_windows: int,
-        reconstruction_weight: float,
-        fit_settings: FitSettings,
+        width: Count = 128,
+        n_layers: Count = 1,
+        n_variables: Count = 16,
+        n_classes: Count = 16,
+        window: Count | None = None,
+        reconstruction_weight: Positive = 10.0,
+        learning_rate: LearningRate = 1e-3,
+        ema_decay: Fraction = 0.99,
     ) -> None:
-        super().__init__(obs_dim, action_low, action_high, horizon, fit_settings)
-        self.network = network
-        self.window = window
-        self.fit_windows = fit_windows
+        super().__init__(obs_dim, action_low, action_high, horizon, window)
         self.reconstruction_weight = reconstruction_weight
-        self._will_learn(network)
+        network = RSSM(obs_dim, self.action_dim, width, n_layers, n_variables, n_classes)
+        self._will_learn(network, FitSettings(learning_rate, ema_decay, max_grad_norm=100.0))
 
-    def _fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+    def fit(self, segments: Trajectory) -> Metrics:
         """See :meth:`WorldModel.fit`."""
-        batch = Trajectory(*(tensor[: self.fit_windows] for tensor in batch))
-        states, rewards, _ = self._encode(batch).split([self.obs_dim, 1, 1], dim=-1)
-        network, happened = self.network, nn.functional.pad(batch.mask, (1, 0), value=1.0)
-        latents, posterior = network.follow(states, self._condition(batch.actions))
+        states, rewards, _ = self._encode(segments).split([self.obs_dim, 1, 1], dim=-1)
+        network = self.network
+        assert isinstance(network, RSSM)
+        happened = nn.functional.pad(segments.mask, (1, 0), value=1.0)
+        latents, posterior = network.follow(states, self._condition(segments.actions))
         memory = th.stack([latent.memory for latent in latents], dim=1)
         features = th.stack([latent.features() for latent in latents], dim=1)
 
@@ -238,79 +245,20 @@ class RSSMWorldModel(AutoregressiveWorldModel):
         target = two_hot(symlog(rewards[:, 1:, 0]), network.bins)
         reward_loss = -(target * network.reward_head(features[:, 1:]).log_softmax(dim=-1)).sum(dim=-1)
         ending_loss = nn.functional.binary_cross_entropy_with_logits(
-            network.ending_head(features[:, 1:]).squeeze(-1), batch.terminals, reduction="none"
+            network.ending_head(features[:, 1:]).squeeze(-1), segments.terminals, reduction="none"
         )
-        loss = mean(latent_loss, happened) + mean(reward_loss + ending_loss, batch.mask)
+        loss = mean(latent_loss, happened) + mean(reward_loss + ending_loss, segments.mask)
         return {
-            **self._learn(network, loss),
+            **self._learn(loss),
             "reconstruction": mean(reconstruction, happened).detach(),
             "divergence": mean(dynamics, happened).detach(),
         }
 
-    def _begin(self, state: th.Tensor, context: Context | None) -> Latent:
-        states, actions = state[:, None], state.new_zeros(len(state), 0, self.action_dim)
-        if context is not None:
-            states = th.cat([self.state_normalizer.normalize(context.observations), states], dim=1)
-            actions = self._condition(context.actions)
+    def _begin(self, state: th.Tensor) -> Latent:
         network = self.average.module
         assert isinstance(network, RSSM)
-        return network.follow(states, actions)[0][-1]
+        return network.follow(state[:, None], state.new_zeros(len(state), 0, self.action_dim))[0][-1]
 
     def _step(self, memory: Latent, state: th.Tensor, action: th.Tensor) -> tuple[Latent, th.Tensor]:
         latent, after = self.average(memory, action)
         return latent, th.cat([after.state, after.reward[:, None], self._standardized_ending(after.ending)], dim=1)
-
-
-PAPER_SIZE: Mapping[str, Any] = {
-    **{"width": 512, "n_layers": 2, "n_variables": 32, "n_classes": 32},
-    **{"window": 64, "fit_windows": 16, "reconstruction_weight": 1.0, "learning_rate": 1e-4, "max_grad_norm": 1000.0},
-}
-"""Dreamer-v3 for vector observations in the implementation that Appendix C.2 names."""
-
-
-def build_rssm(
-    obs_dim: int,
-    action_low: th.Tensor,
-    action_high: th.Tensor,
-    horizon: int,
-    *,
-    width: int = 128,
-    n_layers: int = 1,
-    n_variables: int = 16,
-    n_classes: int = 16,
-    window: int | None = None,
-    fit_windows: int = 32,
-    reconstruction_weight: float = 10.0,
-    learning_rate: float = 1e-3,
-    max_grad_norm: float = 100.0,
-    ema_decay: float = 0.99,
-    ema_every: int = 1,
-) -> RSSMWorldModel:
-    """
-    An :class:`RSSMWorldModel` from plain settings.
-
-    :param obs_dim: length of an observation
-    :param action_low: lower bounds of the action box
-    :param action_high: upper bounds of the action box
-    :param horizon: steps per trajectory
-    :param width: of the GRU and all layers
-    :param n_layers: hidden layers of encoder, decoder and heads
-    :param n_variables: categorical variables
-    :param n_classes: their classes
-    :param window: steps of the windows that it is fitted on; ``horizon`` if not given
-    :param fit_windows: windows per gradient step
-    :param reconstruction_weight: of the decoded observations' error. 1 in Dreamer-v3, whose windows are longer: only the first
-        step of a window has to tell everything, so that in short ones the price of telling weighs more
-    :param learning_rate: of Adam
-    :param max_grad_norm: bound on the gradient
-    :param ema_decay: of the average of the weights that imagines
-    :param ema_every: gradient steps between updates of that average
-    """
-    check_sizes(width=width, n_layers=n_layers, n_variables=n_variables, n_classes=n_classes, fit_windows=fit_windows)
-    window = horizon if window is None else window
-    check_sizes(window=window)
-    network = RSSM(obs_dim, len(action_low), width, n_layers, n_variables, n_classes)
-    settings = FitSettings(learning_rate, max_grad_norm, ema_decay, ema_every)
-    return RSSMWorldModel(
-        obs_dim, action_low, action_high, horizon, network, window, fit_windows, reconstruction_weight, settings
-    )

@@ -1,0 +1,37 @@
+"""Means of scalars that stay on the device until the log is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch as th
+
+
+class DeviceMeans:
+    """Sums up scalar tensors by name; the host waits for the device only in :meth:`pop`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], tuple[th.Tensor, th.Tensor]] = {}
+
+    def add(self, prefix: str, scalars: Mapping[str, th.Tensor]) -> None:
+        """
+        Add the values of one update. NaN does not count.
+
+        :param prefix: put before each name, with a slash
+        :param scalars: by name
+        """
+        if not scalars:
+            return
+        names = tuple(f"{prefix}/{name}" for name in scalars)
+        values = th.stack([value.detach().double() for value in scalars.values()])
+        known = ~values.isnan()
+        total, count = self._sums.get(names, (0.0, 0.0))
+        self._sums[names] = total + values.nan_to_num(nan=0.0), count + known.double()
+
+    def pop(self) -> dict[str, float]:
+        """The means since the last call (NaN where no value was known), and start anew."""
+        means = {}
+        for names, (total, count) in self._sums.items():
+            means.update(zip(names, (total / count).tolist(), strict=True))
+        self._sums = {}
+        return means

@@ -1,1 +1,0 @@
-"""Networks that denoise trajectories: plain functions of tensors."""

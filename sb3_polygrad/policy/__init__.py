@@ -1,1 +1,0 @@
-"""The policy, the buffer of imagined data, and the policy updates."""
