@@ -5,6 +5,7 @@ from pathlib import Path
 import _sb3_polygrad_zoo_hook
 from sb3_polygrad.checkpoint.callback import ResumableCheckpoints
 from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.diagnostics import ActionDiagnostics
 from sb3_polygrad.hyperparams_loader import load_hyperparams
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.world_models.base import WorldModel
@@ -14,6 +15,7 @@ from sb3_polygrad.world_models.ensemble import EnsembleWorldModel
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
 __all__ = [
+    "ActionDiagnostics",
     "DiffusionWorldModel",
     "EnsembleWorldModel",
     "PolyGRAD",

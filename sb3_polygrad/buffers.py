@@ -52,7 +52,9 @@ class EpisodeBuffer:
     ) -> None:
         self.capacity = buffer_size // n_envs
         if self.capacity < 1:
-            raise ValueError(f"buffer_size={buffer_size} cannot hold one step of each of the {n_envs} environments: enlarge it")
+            raise ValueError(
+                f"buffer_size={buffer_size} cannot hold one step of each of the {n_envs} environments: enlarge it"
+            )
         self.obs_dim, self.action_dim, self.n_envs = obs_dim, action_dim, n_envs
         self.device = th.device(device)
 
@@ -117,7 +119,7 @@ class EpisodeBuffer:
         self.n_rows += 1
         self.n_new_rows = min(self.n_new_rows + 1, self.capacity)
         for env in np.flatnonzero(np.logical_or(terminated, truncated)):
-            self._end_episode(env, ENDLESS if terminated[env] else self.n_rows - 1)
+            self._end_episode(int(env), ENDLESS if terminated[env] else self.n_rows - 1)
 
     def end_episodes(self) -> None:
         """Say that the episodes under way will not go on: the environments are about to be reset."""
@@ -347,9 +349,7 @@ def _log_prob(policy: PolyGRADPolicy, observations: th.Tensor, actions: th.Tenso
     return policy.get_distribution(observations).log_prob(actions)
 
 
-def gae(
-    rewards: th.Tensor, values: th.Tensor, terminals: th.Tensor, gamma: float, gae_lambda: float
-) -> th.Tensor:
+def gae(rewards: th.Tensor, values: th.Tensor, terminals: th.Tensor, gamma: float, gae_lambda: float) -> th.Tensor:
     """
     Generalised advantage estimates (Schulman et al., 2016), with gradients where the arguments have some.
 

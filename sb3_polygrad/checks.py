@@ -78,23 +78,22 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         )
 
 
-def check_arguments(model: PolyGRAD) -> None:
+def check_arguments(model: PolyGRAD, algorithm: type[PolyGRAD]) -> None:
     """
     Refuse settings that cannot work, naming the argument and the fix. Types and ranges are those of the signature.
 
     :param model: with all arguments set, nothing built yet
+    :param algorithm: the class whose constructor declares types and ranges
     :raises TypeError: for an argument of another type
     :raises ValueError: at the first argument that cannot work
     """
-    from sb3_polygrad.polygrad import PolyGRAD
-
-    names = set(inspect.signature(PolyGRAD.__init__).parameters) - NOT_ATTRIBUTES
-    check_settings("", PolyGRAD, {name: getattr(model, ATTRIBUTES.get(name, name)) for name in sorted(names)})
+    names = set(inspect.signature(algorithm.__init__).parameters) - NOT_ATTRIBUTES
+    check_settings("", algorithm, {name: getattr(model, ATTRIBUTES.get(name, name)) for name in sorted(names)})
     rate = model.learning_rate
     if isinstance(rate, str):
         raise TypeError(
-            f"learning_rate: {rate!r} is for configuration files, which the zoo and load_hyperparams read; pass a number, or a "
-            "schedule such as stable_baselines3.common.utils.LinearSchedule(1e-3, 0.0, 1.0)"
+            f"learning_rate: {rate!r} is for configuration files, which the zoo and load_hyperparams read; pass a number, or "
+            "a schedule such as stable_baselines3.common.utils.LinearSchedule(1e-3, 0.0, 1.0)"
         )
     first = rate(1.0) if callable(rate) else rate
     if not is_number(first):

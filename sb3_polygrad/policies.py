@@ -52,8 +52,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
     Actor and critics, with target critics and an average of the recent actors.
 
     The mean is ``center + half_range * tanh(net(s))``, so it always lies in the action box; the standard deviation does not
-    depend on the state, ``half_range * (exp(log_std) + min_std)``: the paper needs it bounded from below. (The authors' release
-    assumes the box [-1, 1]; here every dimension is scaled to its own.)
+    depend on the state, ``half_range * (exp(log_std) + min_std)``: the paper needs it bounded from below. (The authors'
+    release assumes the box [-1, 1]; here every dimension is scaled to its own.)
 
     Deterministic actions are the means of the averaged actor, without the jitter of the latest updates. Stochastic actions and
     imagined ones are the actor's own.
@@ -77,6 +77,11 @@ class PolyGRADPolicy(ActorCriticPolicy):
 
     half_range: th.Tensor
     center: th.Tensor
+    min_std: float
+    log_std_learning_rate: float
+    average_actor: bool
+    tau: float
+    n_critics: int
 
     def __init__(
         self,

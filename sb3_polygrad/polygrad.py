@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -42,12 +42,11 @@ class PolyGRAD(OnPolicyAlgorithm):
     A policy that learns from trajectories imagined by a world model, Algorithm 3 of "World Models via Policy-Guided Trajectory
     Diffusion" (Rigter et al., https://arxiv.org/abs/2312.08533).
 
-    Real steps go to a buffer of episodes (``replay_buffer``) on which a world model is fitted; the policy learns from
-    trajectories that the world model imagines under it (``rollout_buffer``).
-
-    By default the world model is an ensemble of small one-step networks, and the policy follows the gradient of its imagined
-    returns through them: of all that was measured this learns best on a CPU. The paper's world model, trajectory diffusion
-    under the policy's guidance, is ``world_model="diffusion"``; its sizes are in ``hyperparams/polygrad-paper.yml``.
+    Real steps go to ``replay_buffer``, on which a world model is fitted; the policy learns from trajectories that the world
+    model imagines under it, in ``rollout_buffer``. By default the world model is an ensemble of small one-step networks, and
+    the policy follows the gradient of its imagined returns through them: of all that was measured this learns best on a CPU.
+    The paper's world model, trajectory diffusion under the policy's guidance, is ``world_model="diffusion"``; its sizes are in
+    ``hyperparams/polygrad-paper.yml``.
 
     :param policy: ``"MlpPolicy"`` or a subclass of :class:`~sb3_polygrad.policies.PolyGRADPolicy`
     :param env: the environment, with Box observations and a bounded Box of actions
@@ -64,25 +63,19 @@ class PolyGRAD(OnPolicyAlgorithm):
     :param learning_starts: real steps, taken at random, before the first update
     :param horizon: steps per imagined trajectory
     :param n_imagined: trajectories imagined per update
-    :param policy_update: ``"pathwise"``, through the world model; ``"ppo"``; or ``"a2c"`` as in the paper. None for the first
-        where the world model is differentiable (the default is), else the second
+    :param policy_update: ``"pathwise"`` (through the world model), ``"ppo"``, or ``"a2c"`` as in the paper. None for the
+        first where the world model is differentiable (the default is), else the second
     :param policy_update_kwargs: its settings: see :mod:`sb3_polygrad.updates`
     :param world_model: a name of :data:`~sb3_polygrad.world_models.make.WORLD_MODELS`, or a class or function that makes one
     :param world_model_kwargs: its settings: the keyword arguments of its class
-    :param stats_window_size: episodes over which the logged return is averaged
-    :param tensorboard_log: folder for tensorboard
     :param policy_kwargs: arguments of the policy
-    :param verbose: 0 silent, 1 info, 2 debug
-    :param seed: of all random generators
-    :param device: device of policy, world model and buffers
-    :param _init_setup_model: build the networks now
+    :param stats_window_size: as in SB3; so are tensorboard_log, verbose, seed, device and _init_setup_model
     :raises ValueError: if an argument makes no sense; the message names it and says what to do
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PolyGRADPolicy}
     policy: PolyGRADPolicy
     rollout_buffer: ImaginedRolloutBuffer
-    world_model: WorldModel
 
     def __init__(
         self,
@@ -113,44 +106,26 @@ class PolyGRAD(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=1.0,  # the critics have an optimiser of their own
-            max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
-            rollout_buffer_class=ImaginedRolloutBuffer,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            supported_action_spaces=(spaces.Box,),
-            _init_setup_model=False,
-        )
-        self.batch_size = batch_size
-        self.gradient_steps = gradient_steps
-        self.critic_learning_rate = critic_learning_rate
-        self.buffer_size = buffer_size
-        self.learning_starts = learning_starts
-        self.horizon = horizon
-        self.n_imagined = n_imagined
-        self.policy_update = policy_update
-        self.policy_update_kwargs = policy_update_kwargs
-        self.world_model_class = world_model
-        self.world_model_kwargs = world_model_kwargs
+        learning = dict(learning_rate=learning_rate, n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda, ent_coef=ent_coef)
+        fixed = dict(vf_coef=1.0, use_sde=False, sde_sample_freq=-1, supported_action_spaces=(spaces.Box,))
+        logging = dict(stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose)
+        made = dict(rollout_buffer_class=ImaginedRolloutBuffer, policy_kwargs=policy_kwargs, seed=seed, device=device)
+        kwargs = {**learning, **fixed, **logging, **made, "max_grad_norm": max_grad_norm, "_init_setup_model": False}
+        super().__init__(policy, env, **kwargs)  # type: ignore[arg-type]
+        self.batch_size, self.gradient_steps, self.critic_learning_rate = batch_size, gradient_steps, critic_learning_rate
+        self.buffer_size, self.learning_starts = buffer_size, learning_starts
+        self.horizon, self.n_imagined = horizon, n_imagined
+        self.policy_update, self.policy_update_kwargs = policy_update, policy_update_kwargs
+        self.world_model_class, self.world_model_kwargs = world_model, world_model_kwargs
         self.uses_vec_normalize = False
         if self.env is not None:
-            checks.check_arguments(self)
+            self.check_arguments()
         if _init_setup_model:
             self._setup_model()
+
+    def check_arguments(self) -> None:
+        """Refuse arguments that cannot work, see :func:`~sb3_polygrad.checks.check_arguments`."""
+        checks.check_arguments(self, PolyGRAD)
 
     @staticmethod
     def _wrap_env(env: GymEnv | str, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -166,29 +141,16 @@ class PolyGRAD(OnPolicyAlgorithm):
             raise ValueError(f"policy must be 'MlpPolicy' or a subclass of PolyGRADPolicy, got {type(self.policy).__name__}")
         obs_dim = int(np.prod(self.observation_space.shape))
         low, high = (th.as_tensor(b).float().flatten() for b in (self.action_space.low, self.action_space.high))
-        self.world_model = make_world_model(
-            self.world_model_class, obs_dim, low, high, self.horizon, self.world_model_kwargs or {}
-        ).to(self.device)
+        name, kwargs = self.world_model_class, self.world_model_kwargs
+        self.world_model = make_world_model(name, obs_dim, low, high, self.horizon, kwargs).to(self.device)
         checks.check_segments(self, self.world_model.window)
-        self.update = make_update(
-            self.policy_update,
-            self.policy_update_kwargs or {},
-            self.ent_coef,
-            self.max_grad_norm,
-            self.world_model.differentiable,
-        )
+        settings = self.policy_update, self.policy_update_kwargs, self.ent_coef, self.max_grad_norm
+        self.update = make_update(*settings, differentiable=self.world_model.differentiable)
         self.replay_buffer = EpisodeBuffer(self.buffer_size, obs_dim, len(low), self.n_envs, self.device)
         self.imagination = Imagination(self.world_model, self.policy)
         self.start_states = StartStates(self.update.n_continuations)
-        self.rollout_buffer = ImaginedRolloutBuffer(
-            self.horizon,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_imagined,
-        )
+        sizes, discounts = (self.horizon, self.observation_space, self.action_space), (self.gae_lambda, self.gamma)
+        self.rollout_buffer = ImaginedRolloutBuffer(*sizes, self.device, *discounts, self.n_imagined)
         self._means, self._faults, self._pace = DeviceMeans(), FaultMonitor(), PaceWarning()
 
     def _setup_learn(
@@ -196,7 +158,6 @@ class PolyGRAD(OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
             self.replay_buffer.end_episodes()  # the environments are about to be reset
-        self._pace = PaceWarning()
         self.uses_vec_normalize = self._vec_normalize_env is not None
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
@@ -205,16 +166,7 @@ class PolyGRAD(OnPolicyAlgorithm):
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: ImaginedRolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """
-        Algorithm 3, lines 4 and 5: real steps under the policy into ``replay_buffer``.
-
-        :param env: the training environment
-        :param callback: called after each step
-        :param rollout_buffer: unused, holds imagined data
-        :param n_rollout_steps: steps per environment
-        :return: False if the callback asked to stop
-        :raises ValueError: if the environment produces a value that is not finite; nothing of that step is stored
-        """
+        """Algorithm 3, lines 4 and 5: real steps under the policy into ``replay_buffer``. As in SB3, but for where they go."""
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
         for _ in range(n_rollout_steps):
@@ -245,20 +197,20 @@ class PolyGRAD(OnPolicyAlgorithm):
         self.imagination.sync(self._vec_normalize_env)
         start = self.start_states.draw(self.replay_buffer, self.n_imagined)
         batch = self.imagination(start, self.update.differentiable)  # line 7
-        is_finite = batch.is_finite
-        if is_finite:
+        if is_finite := batch.is_finite:
             self.start_states.keep(batch.trajectory)
             # δ is judged by the policy that acted: line 9 comes before line 8.
             adapted = self.world_model.adapt(batch.detach().trajectory, self.imagination.policy_at)  # line 9
             self.rollout_buffer.fill(batch, self.policy)
             self.policy.set_learning_rates(self.lr_schedule(self._current_progress_remaining), self.critic_learning_rate)
+            self.logger.record("train/learning_rate", self.policy.actor_optimizer.param_groups[0]["lr"])
+            self.policy.set_training_mode(True)
             learned = self.update(self.policy, self.rollout_buffer)  # line 8
             self.policy.update_averages()
             self._means.add("train", {**learned, "std": self.policy.relative_std.mean()})
             self._means.add("imagination", {**batch.summary(), **adapted})
         self._means.add("imagination", {"skipped": th.tensor(0.0 if is_finite else 1.0)})
         self._n_updates += 1
-        self.logger.record("train/learning_rate", self.policy.actor_optimizer.param_groups[0]["lr"])
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._pace.update((self._total_timesteps - self.num_timesteps) / (self.n_steps * self.n_envs))
         faults = {
@@ -266,17 +218,16 @@ class PolyGRAD(OnPolicyAlgorithm):
             "the imagined trajectories": not is_finite,
             "the gradients of policy and critics": is_finite and float(learned["skipped"]) == 1.0,
         }
-        self._faults.check(faults, self.policy, lambda: checkpoint.save_where_it_failed(self))
+        self._faults.check(faults, self.policy, save=lambda: checkpoint.save_where_it_failed(self))
 
     def _sample_actions(self) -> np.ndarray:
         """Actions for the present observations, clipped to the box: random ones until something was learnt."""
-        assert isinstance(self.action_space, spaces.Box)
         if self._in_prefill and self._n_updates == 0:
             return np.array([self.action_space.sample() for _ in range(self.n_envs)])
         with th.no_grad():
             actions = self.policy._predict(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
-        actions = actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[assignment]
-        return np.clip(actions, self.action_space.low, self.action_space.high)  # type: ignore[call-overload]
+        shaped = actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        return np.clip(shaped, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
 
     @property
     def _in_prefill(self) -> bool:
@@ -290,12 +241,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         return n_new_steps if self.gradient_steps < 0 else n_new_steps * self.gradient_steps // per_update
 
     def _fit_world_model(self, n_fits: int) -> th.Tensor | float:
-        """
-        Fit the world model on segments of real steps (Algorithm 1).
-
-        :param n_fits: gradient steps
-        :return: fraction of the gradients that were not finite
-        """
+        """Gradient steps on segments of real steps (Algorithm 1); returns the fraction that was not finite, and not taken."""
         self.world_model.train()
         skipped: th.Tensor | float = 0.0
         for _ in range(n_fits):
@@ -317,35 +263,28 @@ class PolyGRAD(OnPolicyAlgorithm):
     ) -> SelfPolyGRAD:
         """Learn for a number of real steps, of all environments together; as in SB3. ``log_interval`` counts updates."""
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        self._record_means()  # for whoever looks into the logger
+        self._means.flush(self.logger)  # for whoever looks into the logger
         return self
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log; as in SB3."""
-        self._record_means()
+        self._means.flush(self.logger)
         super().dump_logs(iteration)
-
-    def _record_means(self) -> None:
-        for name, mean in self._means.pop().items():
-            self.logger.record(name, mean)
 
     def imagine(self, start: int | th.Tensor) -> Trajectory:
         """
-        Imagine trajectories under the present policy (Algorithm 3, line 7).
+        Imagine trajectories under the present policy, in the environment's units.
 
         :param start: how many, from random real observations; or start observations ``(batch, obs_dim)``
-        :return: trajectories in the environment's units, on the device
-        :raises RuntimeError: if the world model was not fitted yet, or the ``VecNormalize`` that the policy needs is missing
+        :raises RuntimeError: if the world model was not fitted, or the ``VecNormalize`` that the policy needs is missing
         """
         if self.uses_vec_normalize and self._vec_normalize_env is None:
             raise RuntimeError("the policy was trained under VecNormalize: load the model with its environment to imagine")
-        if not isinstance(start, th.Tensor):
-            start = self.replay_buffer.sample_observations(start)
+        starts = start if isinstance(start, th.Tensor) else self.replay_buffer.sample_observations(start)
         self.imagination.sync(self._vec_normalize_env)
-        return self.imagination(start.to(self.device)).trajectory
+        return self.imagination(starts.to(self.device)).trajectory
 
-    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
-        """No recommendation: unlike A2C and PPO, this algorithm has work for a GPU."""
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None: ...  # it has work for a GPU
 
     # ------------------------------------------------------------------ saving, see sb3_polygrad.checkpoint
 
@@ -374,17 +313,13 @@ class PolyGRAD(OnPolicyAlgorithm):
         """Load real steps as in SB3. The episodes under way always end where the file ends: the environments are elsewhere."""
         checkpoint.load_replay_buffer(self, path)
 
-    def save_checkpoint(self, folder: str | pathlib.Path, keep: int = 3) -> pathlib.Path:
+    def save_checkpoint(self, folder: str | Path, keep: int = 3) -> Path:
         """Save all that :meth:`resume` needs, see :func:`~sb3_polygrad.checkpoint.resume.save_checkpoint`."""
         return checkpoint.save_checkpoint(self, folder, keep)
 
     @classmethod
     def resume(
-        cls: type[SelfPolyGRAD],
-        path: str | pathlib.Path,
-        env: GymEnv | str,
-        replay_buffer: str | pathlib.Path | None = None,
-        **kwargs: Any,
+        cls: type[SelfPolyGRAD], path: str | Path, env: GymEnv | str, replay_buffer: str | Path | None = None, **kwargs: Any
     ) -> SelfPolyGRAD:
         """Resume a run from a checkpoint, see :func:`~sb3_polygrad.checkpoint.resume.resume`."""
         return checkpoint.resume(cls, path, env, replay_buffer, **kwargs)

@@ -20,10 +20,12 @@ Metrics = dict[str, th.Tensor]
 class PolicyUpdate(Protocol):
     """One update of policy and critics (Algorithm 3, line 8). It is made once and owns its settings."""
 
-    differentiable: bool
+    differentiable: ClassVar[bool]
     """Whether the imagined batch must have gradients with respect to the actions."""
-    n_continuations: int
-    """Times that imagined trajectories are continued in the batches after: see :class:`~sb3_polygrad.imagination.StartStates`."""
+
+    @property
+    def n_continuations(self) -> int:
+        """Times that imagined trajectories are continued, see :class:`~sb3_polygrad.imagination.StartStates`."""
 
     def __call__(self, policy: PolyGRADPolicy, buffer: ImaginedRolloutBuffer) -> Metrics:
         """
@@ -173,9 +175,7 @@ class PPOUpdate:
             ratio = log_ratio.exp()
             clipped = ratio.clamp(1.0 - self.clip_range, 1.0 + self.clip_range)
             policy_loss = -masked_mean(th.minimum(advantages * ratio, advantages * clipped), mask)
-            metrics = _likelihood_ratio_step(
-                policy, policy_loss, values, entropy, samples, self.ent_coef, self.max_grad_norm
-            )
+            metrics = _likelihood_ratio_step(policy, policy_loss, values, entropy, samples, self.ent_coef, self.max_grad_norm)
             skipped.append(metrics["skipped"])
         with th.no_grad():  # of the last minibatch
             metrics["approx_kl"] = masked_mean(ratio - 1.0 - log_ratio, mask)
@@ -190,8 +190,8 @@ class A2CUpdate:
     The paper's update: one A2C gradient step whose size in policy space is held at a target (Table 1).
 
     The size is the mean of ``|log π_new(a|s) - log π_old(a|s)|`` over the imagined batch (Appendix A). As in the release, the
-    actor's learning rate may adapt to the corrections of the step; the schedule is its upper limit. The adapted fraction of the
-    schedule stands in the actor's optimiser, and is saved with it.
+    actor's learning rate may adapt to the corrections of the step; the schedule is its upper limit. The fraction of the
+    schedule is a field of the actor's optimiser, and is saved with it.
 
     :param target_step_size: size that is wanted; None takes the optimiser's step as it is
     :param line_search_max_iter: 1 scales the step once, to first order (``update_size`` is then that of the step before
@@ -243,7 +243,7 @@ class A2CUpdate:
         return {**metrics, "update_size": measured, "step_scale": scale}
 
 
-UPDATES: dict[str, type[PathwiseUpdate] | type[PPOUpdate] | type[A2CUpdate]] = {
+UPDATES: dict[str, Any] = {
     "pathwise": PathwiseUpdate,
     "ppo": PPOUpdate,
     "a2c": A2CUpdate,
@@ -252,17 +252,18 @@ UPDATES: dict[str, type[PathwiseUpdate] | type[PPOUpdate] | type[A2CUpdate]] = {
 
 
 def make_update(
-    name: str | None, kwargs: Mapping[str, Any], ent_coef: float, max_grad_norm: float, differentiable: bool
+    name: str | None, kwargs: Mapping[str, Any] | None, ent_coef: float, max_grad_norm: float, differentiable: bool
 ) -> PolicyUpdate:
     """
     :param name: of the update; None for pathwise where the world model is differentiable, else PPO
-    :param kwargs: its settings
+    :param kwargs: its settings; None for the defaults
     :param ent_coef: weight of the entropy bonus
     :param max_grad_norm: bound on the gradient's norm
     :param differentiable: whether the world model is
     :raises ValueError: for an unknown name or setting, or pathwise gradients through a world model that has none
     :raises TypeError: for a setting of another type
     """
+    kwargs = kwargs or {}
     name = choose("policy_update", name or ("pathwise" if differentiable else "ppo"), UPDATES)
     update = UPDATES[name]
     if update.differentiable and not differentiable:

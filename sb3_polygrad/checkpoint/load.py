@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import pathlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sb3_polygrad.checks import check_arguments
 from sb3_polygrad.checkpoint.archive import PathOrFile, existing, require_whole
 from sb3_polygrad.common.validation import choose
 
-Model = TypeVar("Model")
+if TYPE_CHECKING:
+    from sb3_polygrad.polygrad import PolyGRAD
+
+Model = TypeVar("Model", bound="PolyGRAD")
 
 FIXED = {"world_model": "world_model_class", "world_model_kwargs": "world_model_kwargs", "horizon": "horizon"}
 """Arguments that shape the networks and cannot be changed, and the attributes that hold them."""
@@ -59,5 +61,5 @@ def load_model(
             )
     # Custom objects are placeholders (the zoo's enjoy puts 0 for every schedule): not to be judged.
     if known & set(kwargs) and not kwargs.get("custom_objects"):
-        check_arguments(model)  # type: ignore[arg-type]
+        model.check_arguments()
     return model

@@ -98,7 +98,7 @@ def save_checkpoint(model: PolyGRAD, folder: str | pathlib.Path, keep: int) -> p
 def save_all(model: PolyGRAD, path: pathlib.Path) -> None:
     """Model, run and real steps in one file."""
     with written(path, "zip") as file:
-        save(model, file)
+        save(model, file)  # type: ignore[arg-type]
         write_part(file, REPLAY_BUFFER, model.replay_buffer.state_dict())
 
 
@@ -135,9 +135,7 @@ def restore_run_state(model: PolyGRAD, state: dict[str, Any]) -> None:
         set_env_states(model.env, state["environments"])
         model._last_obs, model._last_original_obs = from_plain(state["observations"])
     except Unavailable as reason:
-        warnings.warn(
-            f"The environments begin new episodes, since their states could not be restored: {reason}.", UserWarning
-        )
+        warnings.warn(f"The environments begin new episodes, since their states could not be restored: {reason}.", UserWarning)
         model._last_obs = None  # learn() will reset them, and end the episodes in the buffer
     model.start_states.load_state_dict(state["start_states"], model.device)
     for space, generator in zip((model.action_space, model.observation_space), state["spaces"], strict=True):
@@ -153,7 +151,7 @@ def resume(
     **kwargs: Any,
 ) -> Model:
     """
-    The model as it was when a checkpoint was saved; ``learn(model.timesteps_left, reset_num_timesteps=False)`` goes on from it.
+    The model of a checkpoint, from which ``learn(model.timesteps_left, reset_num_timesteps=False)`` goes on.
 
     From a checkpoint between two iterations (:class:`~sb3_polygrad.ResumableCheckpoints` saves there) the run goes on as it
     would have done without interruption, on a CPU bit for bit.
@@ -202,8 +200,8 @@ def set_replay_buffer(model: PolyGRAD, buffer: EpisodeBuffer) -> None:
     for name in ("obs_dim", "action_dim", "n_envs"):
         if getattr(buffer, name) != getattr(model.replay_buffer, name):
             raise ValueError(
-                f"the saved buffer has {name}={getattr(buffer, name)}, this model {name}={getattr(model.replay_buffer, name)}: "
-                "load it into a model for the same environments"
+                f"the saved buffer has {name}={getattr(buffer, name)}, this model {name}={getattr(model.replay_buffer, name)}:"
+                " load it into a model for the same environments"
             )
     model.replay_buffer = EpisodeBuffer.from_state_dict(buffer.state_dict(), model.device)
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch as th
 
 
+class Logger(Protocol):
+    """What is asked of a logger."""
+
+    def record(self, key: str, value: Any) -> None: ...
+
+
 class DeviceMeans:
-    """Sums up scalar tensors by name; the host waits for the device only in :meth:`pop`."""
+    """Sums up scalar tensors by name; the host waits for the device only in :meth:`flush`."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], tuple[th.Tensor, th.Tensor]] = {}
@@ -28,10 +35,13 @@ class DeviceMeans:
         total, count = self._sums.get(names, (0.0, 0.0))
         self._sums[names] = total + values.nan_to_num(nan=0.0), count + known.double()
 
-    def pop(self) -> dict[str, float]:
-        """The means since the last call (NaN where no value was known), and start anew."""
-        means = {}
+    def flush(self, logger: Logger) -> None:
+        """
+        Record the means since the last call (NaN where no value was known), and start anew.
+
+        :param logger: SB3's, or anything with ``record``
+        """
         for names, (total, count) in self._sums.items():
-            means.update(zip(names, (total / count).tolist(), strict=True))
+            for name, mean in zip(names, (total / count).tolist(), strict=True):
+                logger.record(name, mean)
         self._sums = {}
-        return means

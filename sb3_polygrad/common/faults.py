@@ -39,7 +39,7 @@ class FaultMonitor:
             return
         self.n_faulty = 0
         raise ValueError(
-            f"{present[0]} were not finite for {MAX_FAULTY_UPDATES} updates in a row: nothing is learnt any more. The run as it "
-            f"is now was saved in {save()}; lower the learning_rate of world_model_kwargs, or look for huge rewards or "
+            f"{present[0]} were not finite for {MAX_FAULTY_UPDATES} updates in a row: nothing is learnt any more. The run as "
+            f"it is now was saved in {save()}; lower the learning_rate of world_model_kwargs, or look for huge rewards or "
             "observations in the environment, and go on from an earlier checkpoint"
         )

@@ -97,52 +97,26 @@ def predictable_share(standardized: th.Tensor, observations: th.Tensor, mask: th
     return share.masked_fill(th.minimum(n[0], n[1]) < 2, th.nan)
 
 
-def per_step_std(standardized: th.Tensor, mask: th.Tensor) -> th.Tensor:
-    """
-    Standard deviation at every step, over trajectories, averaged over action dimensions.
-
-    :param standardized: ``(batch, horizon, action_dim)``
-    :param mask: ``(batch, horizon)``
-    :return: ``(horizon,)``
-    """
-    return th.stack([action_std(standardized[:, t : t + 1], mask[:, t : t + 1]) for t in range(mask.shape[1])])
-
-
-def action_statistics(standardized: th.Tensor, observations: th.Tensor, mask: th.Tensor) -> dict[str, float]:
-    """
-    Of draws from the policy the first is 1, the others are 0, up to sampling error. Only steps that happened count.
-
-    :param standardized: ``(a - μ(s)) / σ(s)``, ``(batch, horizon, action_dim)``
-    :param observations: ``(batch, horizon, obs_dim)`` in which was acted
-    :param mask: ``(batch, horizon)``, 1.0 for steps that happened
-    """
-    return {name: float(value) for name, value in _statistics(standardized, observations, mask).items()}
-
-
-def _statistics(standardized: th.Tensor, observations: th.Tensor, mask: th.Tensor) -> dict[str, th.Tensor]:
-    """:func:`action_statistics` on the device: the host need not wait."""
-    happened = (mask > 0.0)[..., None].expand_as(standardized)
-    return {
-        "action_std": action_std(standardized, mask),
-        "action_mean": standardized.masked_fill(~happened, 0.0).sum() / happened.sum(),
-        "ks": ks_distance(standardized, happened),
-        "autocorrelation": action_autocorrelation(standardized, mask),
-        "predictable": predictable_share(standardized, observations, mask),
-    }
-
-
 def action_diagnostics(standardized: th.Tensor, trajectory: Trajectory) -> dict[str, th.Tensor]:
     """
-    What a training log says of the actions: :func:`action_statistics`, and the spread at the first and at the last step.
+    What a training log says of imagined actions. Only steps that happened count.
 
-    :param standardized: ``(batch, horizon, action_dim)``
+    For draws from the policy the standard deviations are 1, the others are 0, up to sampling error.
+
+    :param standardized: ``(a - μ(s)) / σ(s)``, ``(batch, horizon, action_dim)``
     :param trajectory: the imagined batch
     :return: scalars on the device, NaN where too few steps happened to say
     """
-    statistics = _statistics(standardized, trajectory.observations[:, :-1], trajectory.mask)
-    names = {"ks": "action_ks", "autocorrelation": "action_autocorr", "predictable": "action_predictable"}
-    diagnostics = {names.get(name, name): value for name, value in statistics.items()}
+    mask = trajectory.mask
+    happened = (mask > 0.0)[..., None].expand_as(standardized)
+    diagnostics = {
+        "action_std": action_std(standardized, mask),
+        "action_mean": standardized.masked_fill(~happened, 0.0).sum() / happened.sum(),
+        "action_ks": ks_distance(standardized, happened),
+        "action_autocorr": action_autocorrelation(standardized, mask),
+        "action_predictable": predictable_share(standardized, trajectory.observations[:, :-1], mask),
+    }
     for name, t in (("action_std_first", 0), ("action_std_last", -1)):
-        mask = trajectory.mask[:, t, None]
-        diagnostics[name] = action_std(standardized[:, t, None], mask).masked_fill(mask.sum() <= 1, th.nan)
+        at_t = mask[:, t, None]
+        diagnostics[name] = action_std(standardized[:, t, None], at_t).masked_fill(at_t.sum() <= 1, th.nan)
     return diagnostics

@@ -14,7 +14,6 @@ from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion
 from sb3_polygrad.diffusion.guidance import DiffusionStep, Guidance
 
-
 FINAL_STEPS = 10
 """Number of last diffusion steps that ``final_clip`` is for (release)."""
 

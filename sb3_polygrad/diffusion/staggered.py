@@ -14,7 +14,6 @@ from sb3_polygrad.common.validation import Count, NotNegative
 from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
 from sb3_polygrad.diffusion.draws import draw
 
-
 FLAT_FRACTION = 0.15
 """Fraction of the training examples in which all states have the same level."""
 

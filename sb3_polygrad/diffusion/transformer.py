@@ -9,7 +9,6 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from sb3_polygrad.diffusion.denoiser import Denoiser
 from sb3_polygrad.diffusion.embeddings import FourierEmbedding
 
-
 N_HEADS = 4
 """Attention heads (Table 3)."""
 

@@ -171,6 +171,8 @@ def draw_starts(dataset: minari.MinariDataset, n: int, seed: int) -> Starts:
         np.concatenate([values[: len(episode.rewards)] for episode, values in zip(episodes, column, strict=True)])
         for column in zip(*((e.observations, e.infos["qpos"], e.infos["qvel"]) for e in episodes), strict=True)
     )
+    if n > len(observations):
+        raise ValueError(f"n_trajectories={n}, but the held-out episodes have {len(observations)} states: raise held_out")
     chosen = np.random.default_rng(seed).choice(len(observations), n, replace=False)
     return Starts(th.as_tensor(observations).float(), qpos, qvel).take(chosen)
 
@@ -197,8 +199,8 @@ def main() -> None:
     if agent is not None:
         agent.save(folder_of(dataset) / "policy.zip")
     facts = {"env": args.env, "n_steps": int(dataset.total_steps), "mean_return_by_std": returns}
-    seconds = round(time.perf_counter() - begin, 1)
-    write_json(folder_of(dataset) / "dataset.json", provenance("sb3_polygrad.study.datasets", **facts, seconds=seconds))
+    facts["seconds"] = round(time.perf_counter() - begin, 1)
+    write_json(folder_of(dataset) / "dataset.json", provenance("sb3_polygrad.study.datasets", **facts))
     print(f"{folder_of(dataset)}: {facts}")
 
 

@@ -22,9 +22,9 @@ class WorldModel(nn.Module, ABC):
     """
     A model of an environment's dynamics, rewards and terminations.
 
-    All tensors that go in and come out are in the environment's units; each model normalises internally. A world model is saved
-    and restored through its ``state_dict`` (statistics and controllers included) and that of its ``optimizer``. Random numbers
-    come from torch's global generator.
+    All tensors that go in and come out are in the environment's units; each model normalises internally. A world model is
+    saved and restored through its ``state_dict`` (statistics and controllers included) and that of its ``optimizer``. Random
+    numbers come from torch's global generator.
 
     :param obs_dim: length of an observation
     :param action_dim: length of an action

@@ -65,7 +65,9 @@ def policy_guided(
     """
     rule = GUIDANCES[guidance]
     follow = rule(DeltaController(delta, delta_lr), half_range, clip_std) if issubclass(rule, PolicyScoreGuidance) else rule()
-    return PolicyGuidedSampler(GaussianDiffusion(cosine_schedule(n_diffusion_steps, noise_tau), prediction), follow, final_clip)
+    return PolicyGuidedSampler(
+        GaussianDiffusion(cosine_schedule(n_diffusion_steps, noise_tau), prediction), follow, final_clip
+    )
 
 
 def make_sampler(settings: Mapping[str, Any], horizon: int, half_range: th.Tensor) -> Sampler:

@@ -83,10 +83,10 @@ class EnsembleWorldModel(OneStepWorldModel):
     Several small networks that predict one step: the change of the observation, the reward, and whether the episode ends.
 
     Every row of a batch goes to one member, in fitting and in imagining, so that the ensemble costs as much as one network.
-    In imagining each trajectory is handed to a random member at every step: a policy cannot exploit the errors of any one of
-    them for long. ``stochastic`` members are Gaussians that are sampled (Chua et al., 2018; Janner et al., 2019), deterministic
-    ones predict means; both have gradients. Departs from those papers: all members imagine, not those with the smallest
-    held-out errors.
+    In imagining each trajectory is handed to a random member at every step, so that a policy cannot exploit the errors of any
+    one of them for long. Stochastic members are Gaussians that are sampled (Chua et al., 2018; Janner et al., 2019),
+    deterministic ones predict means; both have gradients. Departs from those papers: all members imagine,
+    not those with the smallest held-out errors.
 
     This model does not diffuse. It is the default since it learns best at equal cost; the paper's world model is
     :class:`~sb3_polygrad.world_models.diffusion.DiffusionWorldModel`.

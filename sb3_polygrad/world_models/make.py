@@ -31,7 +31,7 @@ def make_world_model(
     action_low: th.Tensor,
     action_high: th.Tensor,
     horizon: int,
-    kwargs: Mapping[str, Any],
+    kwargs: Mapping[str, Any] | None = None,
 ) -> WorldModel:
     """
     :param world_model: a name of :data:`WORLD_MODELS`, or a class or function that takes the four arguments that follow
@@ -39,10 +39,11 @@ def make_world_model(
     :param action_low: ``(action_dim,)`` lower bounds of the action box
     :param action_high: ``(action_dim,)`` upper bounds of the action box
     :param horizon: steps per trajectory
-    :param kwargs: its settings
+    :param kwargs: its settings; None for the defaults
     :raises ValueError: for an unknown name or setting (naming the nearest known one), or a setting that is out of range
     :raises TypeError: for a setting of another type
     """
+    kwargs = kwargs or {}
     make = WORLD_MODELS[choose("world_model", world_model, WORLD_MODELS)] if isinstance(world_model, str) else world_model
     check_settings("world_model_kwargs", make, kwargs, not_settings=("obs_dim", "action_low", "action_high", "horizon"))
     return make(obs_dim, action_low, action_high, horizon, **kwargs)

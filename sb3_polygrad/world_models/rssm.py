@@ -196,8 +196,8 @@ class RSSMWorldModel(OneStepWorldModel):
     :param n_variables: categorical variables
     :param n_classes: their classes
     :param window: steps of the segments that it is fitted on; ``horizon`` if not given
-    :param reconstruction_weight: of the decoded observations' error. 1 in Dreamer-v3, whose segments are longer: only the first
-        step of a segment needs many nats, so that reconstruction is under-weighted on short ones
+    :param reconstruction_weight: of the decoded observations' error. 1 in Dreamer-v3, whose segments are longer: only the
+        first step of a segment needs many nats, so that reconstruction is under-weighted on short ones
     :param learning_rate: of AdamW
     :param ema_decay: of the average of the weights that imagines
     """

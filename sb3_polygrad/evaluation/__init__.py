@@ -1,1 +1,0 @@
-"""Measurements of world models: what they imagine, against what the simulator does."""
