@@ -47,5 +47,5 @@ $(VENV)/.installed-train: setup.py constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-dev: setup.py constraints.txt | $(VENV)/bin/python
-	$(PIP_INSTALL) -e ".[mujoco,progress,plots,benchmark,offline,zoo,tests,dev]"
+	$(PIP_INSTALL) -e ".[mujoco,progress,plots,benchmark,study,zoo,tests,dev]"
 	touch $@ $(VENV)/.installed-train

@@ -84,11 +84,11 @@ class EditableWheel(editable_wheel):
 
 MUJOCO = ["gymnasium[mujoco]"]
 PROGRESS = ["rich", "tqdm"]
-PLOTS = ["matplotlib", "pandas"]
+PLOTS = ["matplotlib", "pandas", "seaborn"]
 # rliable 1.2 wants arch < 8, which does not work with pandas 3 (and does not say so).
 BENCHMARK = [*PLOTS, "pandas<3", "joblib", "rliable>=1.2,<2", "sb3_contrib>=2.9,<3"]
-DASK = ["distributed"]
 OFFLINE = ["minari[hdf5]>=0.5,<0.6"]
+STUDY = [*OFFLINE, "pandas<3", "scipy", "seaborn"]
 # rl_zoo3 2.9.2 imports requests (enjoy, load_from_hub), moviepy (record_video), tensorboard (-tb) without declaring them.
 ZOO = ["rl_zoo3[plots]>=2.9.2,<3", "moviepy", "requests", "tensorboard"]
 
@@ -104,7 +104,7 @@ setup(
     package_dir={"": "."},  # said, it lets editable installs be a plain path, which type checkers understand
     packages=find_packages(include=["sb3_polygrad", "sb3_polygrad.*"]),
     py_modules=["_sb3_polygrad_zoo_hook"],
-    package_data={"sb3_polygrad": ["py.typed", "version.txt"]},
+    package_data={"sb3_polygrad": ["py.typed", "version.txt", "study/configs/*.yml"]},
     cmdclass={"build_py": BuildPackage, "editable_wheel": EditableWheel},
     python_requires=">=3.10",
     install_requires=["stable_baselines3>=2.9,<3", "pyyaml"],
@@ -113,10 +113,10 @@ setup(
         "progress": PROGRESS,
         "plots": PLOTS,
         "benchmark": BENCHMARK,
-        "dask": DASK,
         "offline": OFFLINE,
+        "study": STUDY,
         "zoo": ZOO,
-        "tests": [*MUJOCO, *PROGRESS, *BENCHMARK, *DASK, *OFFLINE, "hypothesis", "pytest", "tensorboard"],
+        "tests": [*MUJOCO, *PROGRESS, *BENCHMARK, *STUDY, "hypothesis", "pytest", "tensorboard"],
         "dev": ["mypy", "ruff", "types-PyYAML"],
     },
     classifiers=[

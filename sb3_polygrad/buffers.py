@@ -144,10 +144,10 @@ class EpisodeBuffer:
         """
         slots = np.zeros(batch_size, dtype=np.int64)
         open_ = np.ones(batch_size, dtype=bool)  # rows that still need a draw
-        for _ in range(MAX_REDRAWS):
+        for _ in range(MAX_REDRAWS if len(self) else 0):
             if not (n_open := int(open_.sum())):
                 break
-            slots[open_] = th.randint(max(len(self), 1), (n_open,)).numpy()
+            slots[open_] = th.randint(len(self), (n_open,)).numpy()
             open_[open_] = ~self._may_begin(slots[open_], length)
         if open_.any():
             starts = self.segment_starts(length)

@@ -129,7 +129,8 @@ def check_names(hyperparams: Iterable[str]) -> None:
 
 def sample_polygrad_params(trial: Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    A point of the search space, which is sized for CPUs. A trial decides the whole of ``world_model_kwargs``.
+    A point of the search space, which is sized for CPUs. A trial decides all of ``world_model_kwargs`` and
+    ``policy_update_kwargs``.
 
     :param trial: draws the values
     :param n_actions: unused, as are the others: part of the zoo's signature
@@ -144,17 +145,22 @@ def sample_polygrad_params(trial: Trial, n_actions: int, n_envs: int, additional
     trial.suggest_float("ent_coef", 1e-6, 1e-2, log=True)
     trial.suggest_int("n_steps_pow", 2, 5)
     trial.suggest_int("n_imagined_pow", 6, 9)
-    trial.suggest_int("horizon", 8, 24, step=4)
-    update = trial.suggest_categorical("policy_update", ["pathwise", "ppo", "a2c"])
+    trial.suggest_int("horizon", 3, 15)
+    if trial.suggest_categorical("world_model", ["ensemble", "diffusion"]) == "ensemble":
+        update = trial.suggest_categorical("policy_update", ["pathwise", "ppo", "a2c"])
+        trial.suggest_int("world_model_n_members", 1, 7)
+    else:  # no gradients: a parameter of its own, since Optuna wants the same choices at every draw
+        update = trial.suggest_categorical("policy_update_without_gradients", ["ppo", "a2c"])
+        trial.suggest_int("sampler_n_diffusion_steps_pow", 3, 6)
     if update == "ppo":
-        trial.suggest_float("clip_range", 0.05, 0.2, log=True)
+        trial.suggest_float("policy_update_clip_range", 0.05, 0.2, log=True)
     if update in ("pathwise", "ppo"):
-        trial.suggest_int("n_epochs", 2, 6)
+        trial.suggest_int("policy_update_n_epochs", 1, 6)
     if update == "a2c":
-        trial.suggest_float("target_update", 0.005, 0.05, log=True)
-    trial.suggest_int("width_pow", 7, 9)
-    trial.suggest_int("n_layers", 2, 6)
-    trial.suggest_float("world_model_learning_rate", 1e-4, 1e-3, log=True)
+        trial.suggest_float("policy_update_target_step_size", 0.005, 0.05, log=True)
+    trial.suggest_int("world_model_width_pow", 6, 9)
+    trial.suggest_int("world_model_n_layers", 2, 6)
+    trial.suggest_float("world_model_learning_rate", 1e-4, 3e-3, log=True)
     params = convert_polygrad_params(trial.params)
     for name in ("gamma", "gae_lambda", "n_steps", "n_imagined"):  # the values meant, beside those drawn
         trial.set_user_attr(name, params[name])
@@ -166,20 +172,22 @@ def convert_polygrad_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :param sampled_params: values as a study stores them
     :return: keyword arguments of PolyGRAD
     """
-    params = dict(sampled_params)
-    world_model_kwargs = {
-        "width": 2 ** params.pop("width_pow"),
-        "n_layers": params.pop("n_layers"),
-        "learning_rate": params.pop("world_model_learning_rate"),
-    }
-    return {
-        "gamma": 1 - params.pop("one_minus_gamma"),
-        "gae_lambda": 1 - params.pop("one_minus_gae_lambda"),
-        "n_steps": 2 ** params.pop("n_steps_pow"),
-        "n_imagined": 2 ** params.pop("n_imagined_pow"),
-        "world_model_kwargs": world_model_kwargs,
-        **params,
-    }
+    params: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {"policy_update_": {}, "world_model_": {}, "sampler_": {}}
+    for name, value in sampled_params.items():
+        if name == "policy_update_without_gradients":
+            name = "policy_update"
+        prefix = next((prefix for prefix in nested if name.startswith(prefix)), "")
+        name = name.removeprefix(prefix)
+        if name.endswith("_pow"):
+            name, value = name.removesuffix("_pow"), 2**value
+        elif name.startswith("one_minus_"):
+            name, value = name.removeprefix("one_minus_"), 1 - value
+        nested.get(prefix, params)[name] = value
+    world_model_kwargs = nested["world_model_"]
+    if nested["sampler_"]:
+        world_model_kwargs["sampler"] = {"name": "policy_guided", **nested["sampler_"]}
+    return {**params, "policy_update_kwargs": nested["policy_update_"], "world_model_kwargs": world_model_kwargs}
 
 
 completions: dict[str, Callable[[ModuleType], None]] = {

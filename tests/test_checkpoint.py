@@ -1,4 +1,4 @@
-"""Checkpoints: a run that was interrupted ends as the run that was not, bit for bit."""
+"""Checkpoints between two iterations: a run that was cut there and resumed ends as the run that was not, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_polygrad import PolyGRAD, ResumableCheckpoints
-from sb3_polygrad.common.random_states import random_states
+from sb3_polygrad.checkpoint.archive import checkpoints
+from sb3_polygrad.checkpoint.random_states import random_states
 from tests.toys import PointEnv, equal_trees, tiny_model
 
 ROOT = Path(__file__).parent.parent
-SAMPLERS: dict[str, dict[str, Any]] = {
-    "pathwise": dict(policy_update="pathwise", world_model_kwargs=dict(sampler="staggered", n_levels=1)),
-    "staggered": dict(policy_update="ppo", world_model_kwargs=dict(sampler="staggered")),
-    "policy guided": dict(policy_update="a2c", world_model_kwargs=dict(sampler="policy_guided")),
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": dict(),  # ensemble, pathwise gradients, trajectories that are continued in the batches after
+    "policy guided": dict(
+        world_model="diffusion", policy_update="a2c", policy_update_kwargs=dict(learning_rate_adaptation=0.5)
+    ),
+    "staggered": dict(world_model="diffusion", world_model_kwargs=dict(sampler=dict(name="staggered"))),
 }
 
 
@@ -38,7 +41,7 @@ class RememberingPointEnv(PointEnv):
 
 
 class StopAt(BaseCallback):
-    """Interrupts a run at a step, as a crash would, after an optional last checkpoint."""
+    """Ends a run at a step, in the middle of a rollout or not, after an optional checkpoint."""
 
     def __init__(self, num_timesteps: int, folder: Path | None = None) -> None:
         super().__init__()
@@ -52,12 +55,36 @@ class StopAt(BaseCallback):
         return False
 
 
+class Crash(BaseCallback):
+    """Cuts a run at a step."""
+
+    def __init__(self, num_timesteps: int) -> None:
+        super().__init__()
+        self.at = num_timesteps
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at:
+            raise RuntimeError("the run was cut")
+        return True
+
+
+def cut_after_a_checkpoint(model: PolyGRAD, total: int, at: int, folder: Path) -> Path:
+    """Learn until some steps after a checkpoint at a given step, and return that checkpoint."""
+    with pytest.raises(RuntimeError, match="the run was cut"):
+        model.learn(total, callback=[ResumableCheckpoints(at, folder), Crash(at + 3 * model.n_envs)])
+    (path,) = checkpoints(folder)
+    assert path.name == f"checkpoint_00001_{at}_steps.zip"
+    np.random.rand(7), th.rand(7)  # others have used the generators since
+    return path
+
+
 def everything(model: PolyGRAD) -> dict[str, Any]:
     """All that a run leaves behind."""
     assert model.ep_info_buffer is not None
     return {
         "parameters": model.get_parameters(),
         "buffer": model.replay_buffer.state_dict(),
+        "start states": model.start_states.state_dict(),
         "episodes": [(info["r"], info["l"]) for info in model.ep_info_buffer],
         "counters": (model.num_timesteps, model._n_updates, model._episode_num),
         "observation": th.as_tensor(model._last_obs),
@@ -68,15 +95,8 @@ def everything(model: PolyGRAD) -> dict[str, Any]:
 
 
 def same(left: dict[str, Any], right: dict[str, Any]) -> None:
-    different = [name for name in left if not equal_trees(_without_nan(left[name]), _without_nan(right[name]))]
+    different = [name for name in left if not equal_trees(left[name], right[name])]
     assert not different, f"these differ: {different}"
-
-
-def _without_nan(tree: Any) -> Any:
-    """NaN (no simulator state) is equal to NaN here."""
-    if isinstance(tree, dict):
-        return {key: _without_nan(value) for key, value in tree.items()}
-    return tree.nan_to_num(nan=-1e9) if isinstance(tree, th.Tensor) and tree.is_floating_point() else tree
 
 
 def make_env(kind: str, n_envs: int = 1) -> Any:
@@ -95,28 +115,50 @@ def make_env(kind: str, n_envs: int = 1) -> Any:
 # ---------------------------------------------------------------------- the same run
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("at", [64, 83, 96], ids=["in the prefill", "in the middle of an update", "before an update"])
-def test_interrupted_and_resumed_is_the_same_run(tmp_path: Path, sampler: str, n_envs: int, at: int) -> None:
-    settings = {**SAMPLERS[sampler], "learning_rate": lambda left: 1e-3 * left}
-    at *= n_envs
-    whole = everything(tiny_model(make_env("plain", n_envs), **settings).learn(160 * n_envs))
-    first = tiny_model(make_env("plain", n_envs), **settings)
-    first.learn(160 * n_envs, callback=StopAt(at, tmp_path))
-    assert first.num_timesteps == at
-    np.random.rand(7), th.rand(7)  # others have used the generators since
-    resumed = PolyGRAD.resume(tmp_path, make_env("plain", n_envs), device="cpu")
-    assert resumed.timesteps_left == 160 * n_envs - at
+@pytest.mark.parametrize("at", [40, 96], ids=["in the prefill", "while learning"])
+def test_cut_and_resumed_is_the_same_run(tmp_path: Path, name: str, n_envs: int, at: int) -> None:
+    settings = {**SETTINGS[name], "learning_rate": lambda left: 1e-3 * left, "learning_starts": 64 * n_envs}
+    at, total = at * n_envs, 160 * n_envs
+    whole = everything(tiny_model(make_env("plain", n_envs), **settings).learn(total))
+    path = cut_after_a_checkpoint(tiny_model(make_env("plain", n_envs), **settings), total, at, tmp_path)
+    resumed = PolyGRAD.resume(path, make_env("plain", n_envs), device="cpu")
+    assert (resumed.num_timesteps, resumed.timesteps_left) == (at, total - at)
     resumed.learn(resumed.timesteps_left, reset_num_timesteps=False)
+    assert resumed._n_updates == 13
     same(everything(resumed), whole)
 
 
+def test_the_default_continues_trajectories_across_a_checkpoint(tmp_path: Path) -> None:
+    path = cut_after_a_checkpoint(tiny_model(make_env("plain")), 160, 96, tmp_path)
+    resumed = PolyGRAD.resume(path, make_env("plain"), device="cpu")
+    starts = resumed.start_states
+    assert starts.ends.shape == (resumed.n_imagined, 1) and ((starts.ages > 0) & th.isfinite(starts.ages)).any()
+    whole = everything(tiny_model(make_env("plain")).learn(160))
+    starts.ends = starts.ends.flip(0)
+    resumed.learn(resumed.timesteps_left, reset_num_timesteps=False)
+    with pytest.raises(AssertionError, match="parameters"):  # without them it would be another run
+        same(everything(resumed), whole)
+
+
+@pytest.mark.parametrize("name", ["default", "policy guided"])
+def test_resumed_from_the_end_of_training_is_the_same_run(tmp_path: Path, name: str) -> None:
+    whole = tiny_model(make_env("plain", 2), **SETTINGS[name]).learn(160)
+    whole.learn(80, reset_num_timesteps=False)
+    tiny_model(make_env("plain", 2), **SETTINGS[name]).learn(160, callback=ResumableCheckpoints(160, tmp_path))
+    resumed = PolyGRAD.resume(tmp_path, make_env("plain", 2), device="cpu")
+    assert resumed.timesteps_left == 0
+    resumed.learn(80, reset_num_timesteps=False)
+    same(everything(resumed), everything(whole))
+
+
 @pytest.mark.parametrize("kind", ["VecNormalize", "VecFrameStack", "VecMonitor", "subprocesses"])
-def test_wrappers_of_the_environments_go_on_too(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("name", ["default", "policy guided"])
+def test_wrappers_of_the_environments_go_on_too(tmp_path: Path, kind: str, name: str) -> None:
     environments = [make_env(kind, 2) for _ in range(3)]
-    whole = everything(tiny_model(environments[0]).learn(240))
-    tiny_model(environments[1]).learn(240, callback=StopAt(150, tmp_path))
+    whole = everything(tiny_model(environments[0], **SETTINGS[name]).learn(240))
+    cut_after_a_checkpoint(tiny_model(environments[1], **SETTINGS[name]), 240, 144, tmp_path)
     resumed = PolyGRAD.resume(tmp_path, environments[2], device="cpu")
     resumed.learn(resumed.timesteps_left, reset_num_timesteps=False)
     same(everything(resumed), whole)
@@ -132,22 +174,29 @@ def test_saving_changes_nothing(tmp_path: Path) -> None:
     same(everything(tiny_model(make_env("plain")).learn(120)), saved)
 
 
-def test_stopped_and_continued_without_leaving_is_the_same_run() -> None:
+def test_continued_by_a_second_learn_is_the_same_run() -> None:
     whole = everything(tiny_model(PointEnv()).learn(160))
-    model = tiny_model(PointEnv())
-    model.learn(160, callback=StopAt(83))
-    model.learn(model.timesteps_left, reset_num_timesteps=False)
+    model = tiny_model(PointEnv()).learn(88)
+    model.learn(72, reset_num_timesteps=False)
     same(everything(model), whole)
 
 
-@pytest.mark.parametrize("vec_normalize", [False, True])
-def test_the_files_of_sb3s_checkpoint_callback_suffice(tmp_path: Path, vec_normalize: bool) -> None:
-    kind = "VecNormalize" if vec_normalize else "plain"
+@pytest.mark.parametrize("kind", ["plain", "VecNormalize"])
+def test_the_files_of_sb3s_checkpoint_callback_suffice(tmp_path: Path, kind: str) -> None:
+    """It saves in the middle of a rollout. Nothing is lost, but the iterations lie elsewhere from there on."""
     callback = CheckpointCallback(90, str(tmp_path), save_replay_buffer=True, save_vecnormalize=True)
-    whole = everything(tiny_model(make_env(kind)).learn(128, callback=callback))
+    first = make_env(kind)
+    with pytest.raises(RuntimeError, match="the run was cut"):
+        tiny_model(first).learn(128, callback=[callback, Crash(91)])
     resumed = PolyGRAD.resume(tmp_path / "rl_model_90_steps.zip", make_env(kind), device="cpu")
+    assert (resumed.num_timesteps, resumed.timesteps_left, len(resumed.replay_buffer)) == (90, 38, 90)
     resumed.learn(resumed.timesteps_left, reset_num_timesteps=False)
-    same(everything(resumed), whole)
+    assert resumed.num_timesteps == len(resumed.replay_buffer) == 130, "whole iterations of 8 steps"
+    assert resumed._n_updates == 4 + 5, "those at 64, 72, 80 and 88 steps, and the new ones"
+    whole = tiny_model(make_env(kind)).learn(96)  # up to the next update at 96 steps it makes the same steps
+    n = 96
+    for tensor in ("observations", "actions", "rewards", "next_observations"):
+        assert th.equal(getattr(resumed.replay_buffer, tensor)[:n], getattr(whole.replay_buffer, tensor)[:n])
 
 
 MUJOCO = """
@@ -155,14 +204,14 @@ import sys, torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from sb3_polygrad import PolyGRAD
-from tests.test_checkpoint import SAMPLERS, everything
+from tests.test_checkpoint import SETTINGS, everything
 from tests.toys import tiny_model
-task, env_id, n_envs, workers, sampler, n = sys.argv[1:]
+task, env_id, n_envs, workers, name, n = sys.argv[1:]
 n_envs, n = int(n_envs), int(n)
 th.set_num_threads(1)
 classes = dict(vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method="fork")) if workers == "processes" else {}
 def fresh():
-    return tiny_model(make_vec_env(env_id, n_envs, **classes), n_steps=10, **SAMPLERS[sampler])
+    return tiny_model(make_vec_env(env_id, n_envs, **classes), n_steps=10, **SETTINGS[name])
 if task == "save":
     th.save(everything(fresh().learn(2 * n)), "whole.pt")
     model = fresh().learn(n)
@@ -191,16 +240,17 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("n_envs", "sampler"),
+    ("n_envs", "settings"),
     [
-        ("1", "staggered"),
+        ("2", "default"),
         ("2", "policy guided"),
+        pytest.param("1", "default", marks=SLOW),
         pytest.param("1", "policy guided", marks=SLOW),
         pytest.param("2", "staggered", marks=SLOW),
     ],
 )
-def test_hopper_in_a_new_process(tmp_path: Path, n_envs: str, sampler: str) -> None:
-    check_in_a_new_process(tmp_path, "Hopper-v5", n_envs, "here", sampler, "120")
+def test_hopper_in_a_new_process(tmp_path: Path, n_envs: str, settings: str) -> None:
+    check_in_a_new_process(tmp_path, "Hopper-v5", n_envs, "here", settings, "120")
 
 
 @pytest.mark.slow
@@ -209,4 +259,4 @@ def test_hopper_in_a_new_process(tmp_path: Path, n_envs: str, sampler: str) -> N
     "name", ["Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "Swimmer", "Reacher", "InvertedPendulum"]
 )
 def test_mujoco_in_a_new_process(tmp_path: Path, name: str, workers: str) -> None:
-    check_in_a_new_process(tmp_path, f"{name}-v5", "2", workers, "staggered", "320")  # no multiple of Reacher's 50 each
+    check_in_a_new_process(tmp_path, f"{name}-v5", "2", workers, "default", "320")  # no multiple of Reacher's 50 each

@@ -12,7 +12,9 @@ import pytest
 from stable_baselines3 import A2C, PPO, SAC
 
 from sb3_polygrad import PolyGRAD, zoo
+from sb3_polygrad.diffusion.residual_mlp import ResidualMLP
 from sb3_polygrad.hyperparams_loader import HYPERPARAMS, ZOO_ONLY, load_hyperparams
+from sb3_polygrad.updates import A2CUpdate
 
 yaml = pytest.importorskip("yaml")
 
@@ -99,11 +101,36 @@ def test_a_broken_package_is_told_once_and_leaves_the_zoo_working(run, broken):
 # ---------------------------------------------------------------------- configuration files
 
 
-@pytest.mark.parametrize("name", ["polygrad", "ppo", "trpo", "a2c", "sac", "crossq"])
-def test_every_file_has_a_default_and_the_present_environments(name):
-    entries = yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text())
+def entries_of(name):
+    return yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text())
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo", "a2c", "sac", "crossq"])
+def test_every_file_of_a_baseline_has_a_default_and_the_present_environments(name):
+    entries = entries_of(name)
     assert set(entries) == {"default", *ENVS}
     assert all(entry["policy"] == "MlpPolicy" and entry["n_timesteps"] > 0 for entry in entries.values())
+
+
+def test_our_file_changes_the_length_of_runs_alone():
+    """The constructor's defaults are the setting, for every environment."""
+    entries = entries_of("polygrad")
+    assert set(entries) <= {"default", *ENVS}
+    for env_id, entry in entries.items():
+        assert set(entry) == {"policy", "n_timesteps"} and entry["n_timesteps"] > 0
+        assert load_hyperparams("polygrad", env_id) == {}
+
+
+OURS = sorted(path.stem for path in HYPERPARAMS.glob("polygrad*.yml"))
+
+
+@pytest.mark.parametrize(("name", "env_id"), [(name, env_id) for name in OURS for env_id in entries_of(name)])
+def test_every_entry_of_our_files_makes_a_model(name, env_id):
+    env_id_of_model = "Pendulum-v1" if env_id == "default" else env_id
+    if env_id_of_model.endswith("-v5"):
+        pytest.importorskip("mujoco")
+    model = PolyGRAD("MlpPolicy", env_id_of_model, **load_hyperparams(name, env_id))
+    assert model.world_model_class == ("ensemble" if name == "polygrad" else "diffusion")
 
 
 @pytest.mark.parametrize(
@@ -119,27 +146,33 @@ def test_every_file_has_a_default_and_the_present_environments(name):
 )
 def test_the_constructors_know_every_setting(name, algorithm):
     known = set(inspect.signature(algorithm.__init__).parameters)
-    for env_id in yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text()):
+    for env_id in entries_of(name):
         assert set(load_hyperparams(name, env_id)) <= known
 
 
 def test_paper_settings_are_accepted_and_differ_on_hopper():
     """Tables 1 to 4."""
     settings = load_hyperparams("polygrad-paper", "Hopper-v5")
-    assert settings["world_model_kwargs"]["noise_tau"] == 0.1
-    assert load_hyperparams("polygrad-paper", "Walker2d-v5")["world_model_kwargs"]["noise_tau"] == 1.0
-    model = PolyGRAD("MlpPolicy", "Pendulum-v1", **settings)
-    assert (model.n_imagined, model.horizon, model.target_update) == (1024, 10, 0.01)
+    elsewhere = load_hyperparams("polygrad-paper", "Walker2d-v5")
+    assert elsewhere["world_model_kwargs"]["sampler"]["noise_tau"] == 1.0
+    assert settings["world_model_kwargs"]["sampler"].pop("noise_tau") == 0.1
+    assert elsewhere["world_model_kwargs"]["sampler"].pop("noise_tau") and settings == elsewhere, "nothing else differs"
+    model = PolyGRAD("MlpPolicy", "Pendulum-v1", **elsewhere)
+    assert (model.n_imagined, model.horizon) == (1024, 10)
     assert (model.gae_lambda, model.gamma, model.ent_coef) == (0.9, 0.99, 1e-5)
     assert (model.n_steps, model.gradient_steps, model.batch_size) == (4, 4, 256)
-    assert (model.update_trials, model.policy_learning_starts - model.learning_starts) == (50, 1_000)
+    update = model.update
+    assert isinstance(update, A2CUpdate) and (update.target_step_size, update.line_search_max_iter) == (0.01, 50)
+    assert model.world_model.sampler.diffusion.n_steps == 128
+    network = model.world_model.network
+    assert isinstance(network, ResidualMLP) and (network.head.in_features, len(network.blocks)) == (1024, 6)
+    assert model.policy.n_critics == 1 and not model.policy.average_actor
 
 
 def test_the_papers_transformer_differs_in_the_denoiser_alone():
     """Table 3."""
     mlp, transformer = (load_hyperparams(name, "Walker2d-v5") for name in ("polygrad-paper", "polygrad-paper-transformer"))
-    differences = dict(denoiser="transformer", width=312, n_heads=4, learning_rate=1e-4)
-    mlp["world_model_kwargs"] = {**mlp["world_model_kwargs"], **differences}
+    mlp["world_model_kwargs"] = {**mlp["world_model_kwargs"], "denoiser": "transformer", "width": 312, "learning_rate": 1e-4}
     assert transformer == mlp
     assert load_hyperparams("polygrad-paper-transformer", "Hopper-v5") == transformer, "τ = 0.1 is for the MLP on Hopper"
     PolyGRAD("MlpPolicy", "Pendulum-v1", **{**transformer, "horizon": 200})
@@ -182,10 +215,10 @@ def test_misspelt_settings_are_refused_with_the_nearest_name():
 
 
 class CornerTrial:
-    """Draws the lowest or the highest value of everything."""
+    """Draws given choices, and the lowest or the highest value of everything else."""
 
-    def __init__(self, corner: int) -> None:
-        self.corner, self.params = corner, {}
+    def __init__(self, corner: int, chosen: set[str]) -> None:
+        self.corner, self.chosen, self.params = corner, chosen, {}
 
     def suggest_float(self, name, low, high, log=False):
         return self.params.setdefault(name, (low, high)[self.corner])
@@ -194,21 +227,39 @@ class CornerTrial:
         return self.params.setdefault(name, (low, high)[self.corner])
 
     def suggest_categorical(self, name, choices):
-        return self.params.setdefault(name, choices[-self.corner])
+        (choice,) = self.chosen & set(choices)
+        return self.params.setdefault(name, choice)
 
     def set_user_attr(self, name, value):
         pass
 
 
+CHOICES = [("ensemble", update) for update in ("pathwise", "ppo", "a2c")] + [("diffusion", "ppo"), ("diffusion", "a2c")]
+
+
 @pytest.mark.parametrize("corner", [0, 1])
-def test_the_corners_of_the_search_space_are_valid_models(corner):
-    trial = CornerTrial(corner)
+@pytest.mark.parametrize(("world_model", "update"), CHOICES)
+def test_the_corners_of_the_search_space_are_valid_models(corner, world_model, update):
+    trial = CornerTrial(corner, {world_model, update})
     params = zoo.sample_polygrad_params(trial, n_actions=1, n_envs=1, additional_args={})
     assert params == zoo.convert_polygrad_params(trial.params)
     zoo.check_names(params)
     model = PolyGRAD("MlpPolicy", "Pendulum-v1", **params)
-    assert model.policy_update == ("pathwise", "a2c")[corner]
+    assert (model.world_model_class, model.policy_update) == (world_model, update)
     assert model.gamma == pytest.approx((0.999, 0.97)[corner])
+    assert model.n_steps == (4, 32)[corner] and model.n_imagined == (64, 512)[corner]
+    kwargs = model.world_model_kwargs
+    assert (kwargs["width"], kwargs["n_layers"], kwargs["learning_rate"]) == ((64, 2, 1e-4), (512, 6, 3e-3))[corner]
+    if world_model == "ensemble":
+        assert model.world_model.n_members == (1, 7)[corner]
+    else:
+        assert model.world_model.sampler.diffusion.n_steps == (8, 64)[corner]
+    expected = {
+        "pathwise": {"n_epochs": (1, 6)},
+        "ppo": {"n_epochs": (1, 6), "clip_range": (0.05, 0.2)},
+        "a2c": {"target_step_size": (0.005, 0.05)},
+    }[update]
+    assert model.policy_update_kwargs == {name: values[corner] for name, values in expected.items()}
 
 
 # ---------------------------------------------------------------------- the zoo itself
@@ -237,9 +288,10 @@ def test_the_zoo_knows_polygrad(manager):
 
 
 def test_the_zoo_reads_our_files(manager):
-    model, settings = manager("Hopper-v5").setup_experiment()
+    pytest.importorskip("mujoco")
+    model, settings = manager("Reacher-v5").setup_experiment()
     assert isinstance(model, PolyGRAD)
-    assert settings == yaml.safe_load((HYPERPARAMS / "polygrad.yml").read_text())["Hopper-v5"]
+    assert settings == entries_of("polygrad")["Reacher-v5"] != entries_of("polygrad")["default"]
 
 
 def test_the_zoo_falls_back_to_the_default(manager, capsys):
@@ -263,18 +315,12 @@ def test_the_zoo_refuses_misspelt_settings(manager):
 
 def test_schedules_of_the_zoo_are_accepted(manager):
     """It makes schedule objects of numbers and of such strings."""
-    settings = {
-        "learning_rate": "lin_0.001",
-        "clip_range": "lin_0.2",
-        "learning_starts": 40,
-        "n_imagined": 8,
-        "policy_update": "ppo",
-    }
+    settings = {"learning_rate": "lin_0.001", "learning_starts": 40, "n_imagined": 8}
     experiment = manager(hyperparams=settings)
     model, _ = experiment.setup_experiment()
     experiment.learn(model)
     assert model.num_timesteps >= 100 and model._n_updates > 0
-    assert model._present_update().clip_range < 0.05  # it has followed its schedule towards 0
+    assert model.policy.actor_optimizer.param_groups[0]["lr"] < 1e-4, "it has followed its schedule towards 0"
 
 
 def test_every_environment_of_our_files_exists():

@@ -6,26 +6,25 @@ Algorithms on equal terms: several algorithms, environments and seeds, and a rep
     python -m sb3_polygrad.benchmark.compare report runs/comparison
 
 ``run`` writes a csv file per run (a row per evaluation, as it is made) and json beside it (command, versions, settings).
-Settings are those of ``hyperparams/ALGORITHM.yml``. The same command again goes on where it was interrupted, more ``--steps``
-extend what is there: a run that is complete is skipped, PolyGRAD goes on from its latest checkpoint in ``--store``, the others
-begin anew. ``docs/comparison.md`` explains the protocol and every column.
+Settings are those of ``hyperparams/ALGORITHM.yml``. The same command again resumes what was interrupted, more ``--steps``
+extend what is there: a run that is complete is skipped, PolyGRAD resumes from its latest checkpoint in ``--store``, the others
+begin anew (their former files are kept as ``NAME.csv.before``). ``docs/comparison.md`` explains the protocol and every column.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from joblib import Parallel, delayed
+
 from sb3_polygrad.benchmark.algorithms import NAMES
-from sb3_polygrad.benchmark.engines import DaskCluster, Engine, Processes, Result
 from sb3_polygrad.benchmark.provenance import provenance
-from sb3_polygrad.benchmark.single_run import Run, execute
-from sb3_polygrad.common.arguments import at_least_one
+from sb3_polygrad.benchmark.run import Run, execute
 from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperparams
 
 
@@ -50,7 +49,7 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
     ]
 
 
-def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> Result:
+def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> tuple[str, str, str | None]:
     """
     :return: name of the run, what was done, and the error that ended it, if one did: no run takes the others with it
     """
@@ -60,18 +59,14 @@ def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> Result:
         return run.name, f"failed: {type(error).__name__}: {error}", traceback.format_exc()
 
 
-def attempt_all(args: argparse.Namespace) -> Iterator[Result]:
-    """Results of :func:`attempt`, in the order in which the runs end."""
-    facts = provenance("sb3_polygrad.benchmark.compare")
-    out, store = args.out.absolute(), args.store.absolute()  # workers elsewhere have folders of their own to begin in
-    engine: Engine = Processes(args.jobs, args.threads) if args.dask is None else DaskCluster(args.dask)
-    return engine.results({run.name: partial(attempt, run, out, store, facts) for run in runs_of(args)})
-
-
 def run(args: argparse.Namespace) -> None:
     """The command ``run``; it exits with 1 if a run failed."""
-    failures = []
-    for name, result, error in attempt_all(args):
+    facts, failures = provenance("sb3_polygrad.benchmark.compare"), []
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # read when a process begins
+    results = Parallel(args.jobs, return_as="generator_unordered")(
+        delayed(attempt)(run, args.out.absolute(), args.store.absolute(), facts) for run in runs_of(args)
+    )
+    for name, result, error in results:
         print(f"{name}: {result}", flush=True)
         if error is not None:
             failures.append(f"{name}:\n{error}")
@@ -92,8 +87,17 @@ def report(args: argparse.Namespace) -> None:
         ours=args.ours,
         reference=args.reference,
         targets=dict(args.target),
+        anchors=args.anchors,
     )
     print(f"Written: {page}")
+
+
+def at_least_one(text: str) -> int:
+    """An integer of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
 
 
 def target(text: str) -> tuple[str, float]:
@@ -119,7 +123,6 @@ def arguments() -> argparse.ArgumentParser:
     train.add_argument("--kwargs", type=constructor_arguments, default={}, help="further arguments of the constructor as json")
     train.add_argument("--label", help="name of the variant, if not that of the algorithm")
     train.add_argument("--jobs", type=at_least_one, default=1, help="runs at the same time")
-    train.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that is to run, in place of --jobs here")
     train.add_argument("--threads", type=at_least_one, default=1, help="torch threads per run")
     train.add_argument("--device", default="cpu", help="of torch")
     train.add_argument("--out", type=Path, required=True, help="folder of the csv and json files")
@@ -134,6 +137,7 @@ def arguments() -> argparse.ArgumentParser:
     tell.add_argument("--ours", default="polygrad", help="label whose probability of improvement over the others is told")
     tell.add_argument("--reference", default="ppo", help="label whose final return the others are to reach")
     tell.add_argument("--target", type=target, nargs="*", default=[], metavar="ENV=RETURN", help="further returns to reach")
+    tell.add_argument("--anchors", type=Path, help="csv of published curves: method, env, steps, mean")
     tell.add_argument("--out", type=Path, help="folder of the report; if not given, report/ beside the csv files")
     return parser
 

@@ -1,4 +1,4 @@
-"""One run on disk: a csv file that grows by a row at every evaluation, and json beside it that says what was run."""
+"""A run on disk: a csv file with a row per evaluation, and a json file beside it that says what was run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from sb3_polygrad.benchmark.evaluations import MEASURES
 from sb3_polygrad.benchmark.provenance import write_json
-from sb3_polygrad.common.files import whole_file
+from sb3_polygrad.checkpoint.files import whole_file
 
 COLUMNS = ("label", "algorithm", "env", "seed", *MEASURES)
 
@@ -23,16 +23,11 @@ class CurveFile:
 
     def __init__(self, path: Path, run: dict[str, Any]) -> None:
         self.path, self.run = path, run
-
-    @property
-    def notes_path(self) -> Path:
-        """The json file."""
-        return self.path.with_suffix(".json")
+        self.notes_path = path.with_suffix(".json")
 
     def read_notes(self) -> dict[str, Any] | None:
         """
-        What was run, or None if nothing was.
-
+        :return: what was run, or None if nothing was
         :raises ValueError: if the file is damaged
         """
         if not self.notes_path.is_file():
@@ -44,10 +39,6 @@ class CurveFile:
         except (ValueError, AttributeError):  # no json, or no object
             pass
         raise ValueError(f"{self.notes_path} is damaged: move it away, and the csv file beside it")
-
-    def read_rows(self) -> list[dict[str, str]]:
-        """See :func:`read_rows`; none if there is no file."""
-        return read_rows(self.path) if self.path.is_file() else []
 
     def begin(self, notes: dict[str, Any], rows: list[dict[str, str]]) -> None:
         """
@@ -64,32 +55,25 @@ class CurveFile:
         with whole_file(self.path) as file:
             file.write(text.getvalue().encode())
 
-    def append(self, row: dict[str, Any]) -> None:
-        """
-        Add an evaluation; it is in the file when this returns.
+    def set_aside(self) -> None:
+        """Keep the files as ``NAME.csv.before`` and ``NAME.json.before``: the run begins anew, and may be interrupted."""
+        for path in (self.path, self.notes_path):
+            path.replace(path.with_name(f"{path.name}.before"))
 
-        :param row: as :class:`~sb3_polygrad.benchmark.evaluations.Evaluations` gives it
-        """
+    def append(self, row: dict[str, Any]) -> None:
+        """Add an evaluation, as :class:`~sb3_polygrad.benchmark.evaluations.Evaluations` gives it."""
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow({**self.run, **row})
-
-    def move_to(self, other: CurveFile) -> None:
-        """
-        Put both files in the place of another's.
-
-        :param other: nothing is left of what it had; if it is this one, nothing happens
-        """
-        if other.path != self.path:
-            self.path.replace(other.path)
-            self.notes_path.replace(other.notes_path)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """
     :param path: of a csv file
-    :return: its whole rows; one that a kill has cut off is left out
+    :return: its whole rows (one that a kill has cut off is left out); none if there is no file
     :raises ValueError: if its columns are others than :data:`COLUMNS`, or a row is damaged
     """
+    if not path.is_file():
+        return []
     with path.open(newline="") as file:
         reader = csv.DictReader([line for line in file if line.endswith("\n")])
     if tuple(reader.fieldnames or ()) != COLUMNS:

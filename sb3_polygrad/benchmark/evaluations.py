@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 CLOCKS = ("seconds", "cpu_seconds", "training_seconds", "training_cpu_seconds")
-"""Wall-clock and processor time (of all threads) since training began, then both without evaluations and checkpoints."""
+"""Wall-clock and processor time (of all threads) since training began, then both without evaluations."""
 
 MEASURES = ("timesteps", "mean_reward", "std_reward", *CLOCKS)
 """What is known after an evaluation: real steps, mean and standard deviation of the returns of its episodes, times."""
@@ -80,12 +80,13 @@ class Evaluations(EvalCallback):
         # EvalCallback keeps the single returns only where it may write them.
         self._folder = tempfile.TemporaryDirectory()
         kwargs = {"verbose": 0, "log_path": self._folder.name, **kwargs}
-        super().__init__(make_vec_env(env_id, n_envs=1), n_eval_episodes=n_episodes, eval_freq=every, **kwargs)
-        self.seed, self.take = seed, take
+        super().__init__(make_vec_env(env_id, n_envs=1), n_eval_episodes=n_episodes, eval_freq=1, **kwargs)
+        self.every, self.seed, self.take = every, seed, take
         self.stopwatch = stopwatch or Stopwatch()
 
     def _on_step(self) -> bool:
-        if self.n_calls % self.eval_freq != 0:
+        # Multiples of `every`, wherever the run began.
+        if self.num_timesteps // self.every == (self.num_timesteps - self.training_env.num_envs) // self.every:
             return True
         with self.stopwatch.taking_a_break():
             seed = np.random.SeedSequence((EVALUATION_SEED + self.seed, self.num_timesteps)).generate_state(1)[0]

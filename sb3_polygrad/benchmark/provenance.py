@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sb3_polygrad.common.files import whole_file
+from sb3_polygrad.checkpoint.files import whole_file
 
 OURS = (Path(__file__).parents[1] / "version.txt").read_text().strip()
 PACKAGES = ("stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")

@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import seaborn as sns
 
-from sb3_polygrad.benchmark.comparison_tables import (
-    cost_table,
-    curve_table,
-    improvement_table,
-    reach_table,
-    read_results,
-    return_table,
-    seed_table,
-)
 from sb3_polygrad.benchmark.provenance import write_json
-from sb3_polygrad.plots.comparison import file_name, plot
+from sb3_polygrad.benchmark.tables import reach_table, read_results, return_table, seed_table
 
 
 def write_report(
@@ -29,9 +21,10 @@ def write_report(
     ours: str = "polygrad",
     reference: str = "ppo",
     targets: Mapping[str, float] | None = None,
+    anchors: Path | None = None,
 ) -> Path:
     """
-    Write ``report.md``, its tables as csv files, its figures, and ``report.json``.
+    Write ``report.md``, its tables as csv files, ``curves.png``, and ``report.json``.
 
     :param folder: of the csv files of all runs
     :param out: folder of the report
@@ -40,73 +33,83 @@ def write_report(
     :param ours: label whose probability of improvement over the others is told
     :param reference: label whose final return the others are to reach
     :param targets: further returns to reach, per environment
+    :param anchors: csv of published curves, drawn as thin lines
     :return: the page
     :raises ValueError: if there is nothing to report
     """
     rows = read_results(folder, ours)
-    seeds = seed_table(rows)
-    curves = curve_table(rows)
     tables = {
-        "curves": curves,
-        "returns": return_table(rows, curves, at, ours),
-        "improvement": improvement_table(rows, at, ours),
+        "returns": return_table(rows, at, ours),
         "reaching": reach_table(rows, reference, targets or {}),
-        "cost": cost_table(seeds),
-        "seeds": seeds,
+        "seeds": seed_table(rows),
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-    plot(curves, out / "curves.png")
-    environments = list(curves["env"].unique())
-    for env in environments:
-        plot(curves[curves["env"] == env], out / file_name(env))
+    plot(rows, out / "curves.png", None if anchors is None else pd.read_csv(anchors))
     write_json(out / "report.json", {**facts, "ours": ours, "reference": reference, "targets": dict(targets or {})})
     page = out / "report.md"
-    sections = [_overview(tables["improvement"], ours), *(_section(env, tables, ours) for env in environments)]
-    page.write_text("\n\n".join(["# Comparison", *sections]) + "\n", encoding="utf-8")
+    sections = [
+        "# Comparison",
+        "![learning curves](curves.png)",
+        *(_section(env, tables, ours) for env in rows["env"].unique()),
+    ]
+    page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return page
 
 
-def _overview(improvement: pd.DataFrame, ours: str) -> str:
-    """All environments together."""
-    parts = ["![learning curves](curves.png)"]
-    if not improvement.empty:
-        parts += [
-            f"How likely a seed of {ours} is better than one of another label, mean over environments.",
-            _markdown(improvement),
-        ]
-    return "\n\n".join(parts)
+def plot(rows: pd.DataFrame, path: Path, anchors: pd.DataFrame | None = None) -> None:
+    """
+    Learning curves, a panel per environment: means over seeds, with bands from the worst to the best seed.
+
+    :param rows: from :func:`~sb3_polygrad.benchmark.tables.read_results`
+    :param path: of the picture
+    :param anchors: published curves: method, env (``Hopper`` stands for ``Hopper-v5``), steps, mean
+    """
+    environments = list(rows["env"].unique())
+    grid = sns.relplot(
+        rows,
+        x="timesteps",
+        y="mean_reward",
+        hue="label",
+        col="env",
+        col_wrap=min(3, len(environments)),
+        kind="line",
+        errorbar=("pi", 100),
+        facet_kws={"sharex": False, "sharey": False},
+        height=3.2,
+        aspect=1.3,
+    )
+    grid.set_axis_labels("real steps", "return of deterministic episodes").set_titles("{col_name}")
+    for env, axes in grid.axes_dict.items():
+        limits = axes.get_xlim()
+        published = pd.DataFrame() if anchors is None else anchors[anchors["env"].isin([env, env.rsplit("-", 1)[0]])]
+        for method, curve in published.groupby("method") if len(published) else []:
+            axes.plot(curve["steps"], curve["mean"], linewidth=0.7, linestyle="--", label=method)
+        if len(published):
+            axes.legend(fontsize="xx-small")
+        axes.set_xlim(limits)
+    grid.savefig(path, dpi=130)
 
 
 def _section(env: str, tables: Mapping[str, pd.DataFrame], ours: str) -> str:
     """All about one environment."""
-    of_env = {name: table[table["env"] == env].drop(columns="env") for name, table in tables.items() if "env" in table}
-    parts = [f"## {env}", f"![{env}]({file_name(env)})"]
-    if "returns" in of_env:
-        parts += [f"Returns; improvement is the probability that a seed of {ours} is better.", _markdown(of_env["returns"])]
-    if not of_env.get("reaching", pd.DataFrame()).empty:
-        parts += ["Real steps and minutes of training until a return is reached.", _markdown(of_env["reaching"])]
-    parts += [
-        "Minutes of training per 10,000 real steps, and the least that a seed kept of its best.",
-        _markdown(of_env["cost"]),
-    ]
-    parts += ["Single runs.", _markdown(of_env["seeds"])]
+    titles = {
+        "returns": f"Returns; improvement is the probability that a seed of {ours} is better.",
+        "reaching": "Real steps and minutes of training until a return is reached.",
+        "seeds": "Single runs: last and best return, and minutes of training per 10,000 real steps.",
+    }
+    parts = [f"## {env}"]
+    for name, title in titles.items():
+        if len(tables[name]) and len(table := tables[name].query("env == @env").drop(columns="env")):
+            parts += [title, _markdown(table)]
     return "\n\n".join(parts)
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    """A table in markdown; each interval stands behind its estimate."""
-    columns = [name for name in table if not name.endswith(("_low", "_high"))]
-    lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]
-    for _, row in table.iterrows():
-        lines.append([_readable(row[name]) + _interval(row, name) for name in columns])
+    lines = [[name.replace("_", " ") for name in table], ["---"] * len(table.columns)]
+    lines += [[_readable(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _interval(row: pd.Series, name: str) -> str:
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return "" if low is None or pd.isna(low) else f" ({_readable(low)} to {_readable(high)})"
 
 
 def _readable(value: Any) -> str:

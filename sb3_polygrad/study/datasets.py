@@ -143,8 +143,7 @@ def load_agent(dataset: minari.MinariDataset) -> BaseAlgorithm | None:
 
 def split(dataset: minari.MinariDataset, held_out: float, seed: int = 0) -> list[minari.MinariDataset]:
     """A dataset cut in two by whole, randomly chosen episodes; the second part has the share ``held_out``, at least one."""
-    n = dataset.total_episodes
-    n_held_out = max(1, round(held_out * n))
+    n, n_held_out = dataset.total_episodes, max(1, round(held_out * dataset.total_episodes))
     if n_held_out >= n:
         raise ValueError(f"of {n} episodes, {n_held_out} cannot be held out: collect more, or lower held_out")
     return minari.split_dataset(dataset, [n - n_held_out, n_held_out], seed)

@@ -95,8 +95,7 @@ class Study:
     def setting(self, model: str, variant: str) -> Setting:
         """The settings of a model in a variant."""
         given = merged(merged({"world_model": model} | self.defaults, self.models[model] or {}), self.variants[variant] or {})
-        setting: Setting = _checked(Setting, given, f"{model}, {variant}")
-        return setting
+        return _checked(Setting, given, f"{model}, {variant}")
 
 
 def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

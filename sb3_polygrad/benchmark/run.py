@@ -1,4 +1,4 @@
-"""One algorithm, one environment, one seed: skipped if it is done, gone on with if it was interrupted."""
+"""One algorithm, one environment, one seed: skipped if it is complete, resumed if it was interrupted."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from typing import Any
 import torch as th
 from filelock import FileLock, Timeout  # comes with torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_polygrad.benchmark.algorithms import algorithm_class
-from sb3_polygrad.benchmark.curve_file import CurveFile
+from sb3_polygrad.benchmark.curve_file import CurveFile, read_rows
 from sb3_polygrad.benchmark.evaluations import Evaluations, Stopwatch
-from sb3_polygrad.checkpoint import NAME, checkpoints
-from sb3_polygrad.common.files import fault_of_archive
-from sb3_polygrad.policy.policies import PolyGRADPolicy
+from sb3_polygrad.checkpoint.archive import NAME, checkpoints
+from sb3_polygrad.checkpoint.callback import ResumableCheckpoints
+from sb3_polygrad.checkpoint.files import fault_of_archive
+from sb3_polygrad.common.validation import choose
+from sb3_polygrad.policies import PolyGRADPolicy
 from sb3_polygrad.polygrad import PolyGRAD
-from sb3_polygrad.saving import Saving
-from sb3_polygrad.world_models.factory import find_builder
+from sb3_polygrad.world_models.make import WORLD_MODELS
 
 NOT_SETTINGS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
 """Arguments of the constructors that decide nothing, or stand in a file of their own right."""
@@ -77,8 +79,8 @@ class Run:
         settings = {**_defaults(algorithm_class(self.algorithm)), **self.settings}
         if self.algorithm == "polygrad":
             settings["policy_kwargs"] = {**_defaults(PolyGRADPolicy), **(settings["policy_kwargs"] or {})}
-            builder, given = find_builder(settings["world_model"], settings["world_model_kwargs"] or {})
-            settings["world_model_kwargs"] = {**_defaults(builder), **given}
+            made_by = WORLD_MODELS[choose("world_model", settings["world_model"], WORLD_MODELS)]
+            settings["world_model_kwargs"] = {**_defaults(made_by), **(settings["world_model_kwargs"] or {})}
         identity = {
             **self.rows_begin,
             "every": self.every,
@@ -106,15 +108,15 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 def execute(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> str:
     """
-    Bring a run to its end.
+    Finish a run.
 
     :param run: what to run
     :param out: folder of the csv and json files
     :param store: folder of PolyGRAD's checkpoints
     :param facts: what is written down about this call, see :func:`~sb3_polygrad.benchmark.provenance.provenance`
-    :return: what was done: ``"skipped"``, ``"finished"``, or ``"finished from N steps on"``
+    :return: what was done: ``"skipped"``, ``"finished"``, or ``"resumed at N steps and finished"``
     :raises ValueError: if its files are of a run with other settings
-    :raises RuntimeError: if another process is at it
+    :raises RuntimeError: if another process works on it
     """
     file = CurveFile(out / f"{run.name}.csv", run.rows_begin)
     out.mkdir(parents=True, exist_ok=True)
@@ -122,32 +124,20 @@ def execute(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> str:
         with FileLock(out / f".{run.name}.lock", timeout=0):
             return _execute(run, file, store, facts)
     except Timeout:
-        raise RuntimeError(f"another process is at work on {file.path}: wait for it, or choose another --out") from None
+        raise RuntimeError(f"another process works on {file.path}: wait for it, or choose another --out") from None
 
 
 def _execute(run: Run, file: CurveFile, store: Path, facts: dict[str, Any]) -> str:
-    """:func:`execute`, when no one else does."""
-    notes, rows = file.read_notes(), file.read_rows()
+    """:func:`execute`, while no other process works on the run."""
+    notes, rows = file.read_notes(), read_rows(file.path)
     _require_same(run, file, notes, bool(rows))
     if set(run.evaluated_at) <= {int(row["timesteps"]) for row in rows}:
         return "skipped"
-    if rows and int(rows[-1]["timesteps"]) > run.steps:
-        raise ValueError(
-            f"{file.path} reaches {rows[-1]['timesteps']} steps and lacks evaluations before {run.steps}: move it away, or "
-            "ask for all of its --steps"
-        )
-
     th.set_num_threads(run.threads)
-    # Rows that were made stay where they are until there are more of them.
-    kept, longer = file, CurveFile(file.path.parent / "unfinished" / file.path.name, run.rows_begin)
-    if longer.path.is_file():
-        file, notes, rows = longer, longer.read_notes(), longer.read_rows()
-        _require_same(run, file, notes, bool(rows))
     checkpoint = _checkpoint(run, store, notes, rows)
     if checkpoint is None:
         if rows:
-            file = longer
-            file.path.parent.mkdir(exist_ok=True)
+            file.set_aside()
         rows, begin = [], 0
         notes = {**facts, "id": uuid.uuid4().hex[:12], "threads": run.threads, "run": run.identity(), "continued": []}
         model: BaseAlgorithm = algorithm_class(run.algorithm)(
@@ -161,8 +151,7 @@ def _execute(run: Run, file: CurveFile, store: Path, facts: dict[str, Any]) -> s
         notes["continued"].append({"from": begin, **facts})
     file.begin({**notes, "steps": run.steps}, rows)
     _learn(run, model, file, store / f"{run.name}_{notes['id']}", Stopwatch(rows[-1] if rows else None))
-    file.move_to(kept)
-    return "finished" if begin == 0 else f"finished from {begin} steps on"
+    return "finished" if begin == 0 else f"resumed at {begin} steps and finished"
 
 
 def _require_same(run: Run, file: CurveFile, notes: dict[str, Any] | None, has_rows: bool) -> None:
@@ -198,15 +187,13 @@ def _checkpoint(run: Run, store: Path, notes: dict[str, Any] | None, rows: list[
 
 
 def _learn(run: Run, model: BaseAlgorithm, file: CurveFile, folder: Path, stopwatch: Stopwatch) -> None:
-    """Train to the end; every evaluation is a row, and then a checkpoint if there can be one."""
+    """Train to the end; every evaluation is a row, and PolyGRAD saves checkpoints."""
 
     def take(row: dict[str, Any]) -> None:
-        if row["timesteps"] > run.steps:  # algorithms that collect many steps at once go a little further
-            return
-        file.append(row)
-        if isinstance(model, Saving):
-            with stopwatch.taking_a_break():
-                model.save_checkpoint(folder, keep=2)
+        if row["timesteps"] <= run.steps:  # algorithms that collect many steps at once go a little further
+            file.append(row)
 
-    evaluations = Evaluations(run.env, run.seed, run.every, run.episodes, take, stopwatch)
-    model.learn(run.steps - model.num_timesteps, callback=evaluations, reset_num_timesteps=model.num_timesteps == 0)
+    callbacks: list[BaseCallback] = [Evaluations(run.env, run.seed, run.every, run.episodes, take, stopwatch)]
+    if isinstance(model, PolyGRAD):
+        callbacks.append(ResumableCheckpoints(run.every, folder, keep=2))
+    model.learn(run.steps - model.num_timesteps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
