@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,13 @@ def constructor_arguments(text: str) -> dict[str, Any]:
 
     :param text: a json object
     :return: keyword arguments for the constructor of the algorithm
-    :raises ValueError: for anything else
+    :raises argparse.ArgumentTypeError: for anything else
     """
-    settings = json.loads(text)
-    if not isinstance(settings, dict):
-        raise ValueError(f'must be like {{"gamma": 0.9}}, got {text}')
-    return {key: _schedule(key, value) for key, value in settings.items()}
+    try:
+        settings = json.loads(text)
+        return {key: _schedule(key, value) for key, value in settings.items()}
+    except (ValueError, AttributeError) as error:
+        raise argparse.ArgumentTypeError(f'must be json like {{"gamma": 0.9}}, got {text} ({error})') from None
 
 
 def _schedule(name: str, value: Any) -> Any:

@@ -10,9 +10,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributions import Normal
 
-from sb3_polygrad.buffers import EpisodeBuffer
 from sb3_polygrad.common.trajectory import Trajectory, all_finite
 from sb3_polygrad.common.transfer import to_device
+from sb3_polygrad.episode_buffer import EpisodeBuffer
 from sb3_polygrad.policies import PolyGRADPolicy
 from sb3_polygrad.world_models.base import WorldModel
 

@@ -18,7 +18,6 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_polygrad import checks
-from sb3_polygrad.buffers import EpisodeBuffer, ImaginedRolloutBuffer
 from sb3_polygrad.checkpoint import resume as checkpoint
 from sb3_polygrad.checkpoint.archive import PathOrFile
 from sb3_polygrad.checkpoint.load import load_model
@@ -27,7 +26,9 @@ from sb3_polygrad.common.faults import FaultMonitor
 from sb3_polygrad.common.pace import PaceWarning
 from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.common.validation import Count, Fraction, LearningRate, Positive, Range
+from sb3_polygrad.episode_buffer import EpisodeBuffer
 from sb3_polygrad.imagination import Imagination, StartStates
+from sb3_polygrad.imagined_buffer import ImaginedRolloutBuffer
 from sb3_polygrad.policies import PolyGRADPolicy
 from sb3_polygrad.real_steps import real_step
 from sb3_polygrad.updates import make_update
@@ -116,8 +117,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         self.buffer_size, self.learning_starts = buffer_size, learning_starts
         self.horizon, self.n_imagined = horizon, n_imagined
         self.policy_update, self.policy_update_kwargs = policy_update, policy_update_kwargs
-        self.world_model_class, self.world_model_kwargs = world_model, world_model_kwargs
-        self.uses_vec_normalize = False
+        self.world_model_class, self.world_model_kwargs, self.uses_vec_normalize = world_model, world_model_kwargs, False
         if self.env is not None:
             self.check_arguments()
         if _init_setup_model:
@@ -136,10 +136,10 @@ class PolyGRAD(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        assert isinstance(self.observation_space, spaces.Box) and isinstance(self.action_space, spaces.Box)
+        assert isinstance(self.action_space, spaces.Box)
         if not isinstance(self.policy, PolyGRADPolicy):
             raise ValueError(f"policy must be 'MlpPolicy' or a subclass of PolyGRADPolicy, got {type(self.policy).__name__}")
-        obs_dim = int(np.prod(self.observation_space.shape))
+        obs_dim = int(np.prod(self.observation_space.shape))  # type: ignore[arg-type]
         low, high = (th.as_tensor(b).float().flatten() for b in (self.action_space.low, self.action_space.high))
         name, kwargs = self.world_model_class, self.world_model_kwargs
         self.world_model = make_world_model(name, obs_dim, low, high, self.horizon, kwargs).to(self.device)
@@ -149,8 +149,8 @@ class PolyGRAD(OnPolicyAlgorithm):
         self.replay_buffer = EpisodeBuffer(self.buffer_size, obs_dim, len(low), self.n_envs, self.device)
         self.imagination = Imagination(self.world_model, self.policy)
         self.start_states = StartStates(self.update.n_continuations)
-        sizes, discounts = (self.horizon, self.observation_space, self.action_space), (self.gae_lambda, self.gamma)
-        self.rollout_buffer = ImaginedRolloutBuffer(*sizes, self.device, *discounts, self.n_imagined)
+        spaces_, discounts = (self.observation_space, self.action_space), (self.gae_lambda, self.gamma)
+        self.rollout_buffer = ImaginedRolloutBuffer(self.horizon, *spaces_, self.device, *discounts, self.n_imagined)
         self._means, self._faults, self._pace = DeviceMeans(), FaultMonitor(), PaceWarning()
 
     def _setup_learn(
@@ -199,7 +199,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         batch = self.imagination(start, self.update.differentiable)  # line 7
         if is_finite := batch.is_finite:
             self.start_states.keep(batch.trajectory)
-            # δ is judged by the policy that acted: line 9 comes before line 8.
+            # Line 9 comes before line 8: δ is judged by the policy that acted.
             adapted = self.world_model.adapt(batch.detach().trajectory, self.imagination.policy_at)  # line 9
             self.rollout_buffer.fill(batch, self.policy)
             self.policy.set_learning_rates(self.lr_schedule(self._current_progress_remaining), self.critic_learning_rate)
@@ -284,7 +284,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         self.imagination.sync(self._vec_normalize_env)
         return self.imagination(starts.to(self.device)).trajectory
 
-    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None: ...  # it has work for a GPU
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None: ...  # it has work for a GPU
 
     # ------------------------------------------------------------------ saving, see sb3_polygrad.checkpoint
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 import torch as th
 
-from sb3_polygrad.buffers import ImaginedRolloutBuffer, ImaginedSamples
 from sb3_polygrad.common.line_search import scale_step
 from sb3_polygrad.common.optimizing import gradient_step
 from sb3_polygrad.common.validation import Count, Fraction, Positive, Range, check_settings, choose
+from sb3_polygrad.imagined_buffer import ImaginedRolloutBuffer, ImaginedSamples
 from sb3_polygrad.policies import PolyGRADPolicy
 
 Metrics = dict[str, th.Tensor]
@@ -238,7 +238,8 @@ class A2CUpdate:
         scale, measured = scale_step(
             parameters, origin, step_size, self.target_step_size, max_trials=self.line_search_max_iter, max_scale=max_scale
         )
-        if self.learning_rate_adaptation > 0.0 and scale > 0.0:  # a step that was undone says nothing
+        # A step that was undone or not taken says nothing.
+        if self.learning_rate_adaptation > 0.0 and scale > 0.0 and metrics["skipped"] == 0.0:
             groups[0]["schedule_fraction"] = min(1.0, fraction * float(scale) ** self.learning_rate_adaptation)
         return {**metrics, "update_size": measured, "step_scale": scale}
 

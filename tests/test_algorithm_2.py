@@ -18,10 +18,8 @@ import torch as th
 from torch.distributions import Normal
 
 from sb3_polygrad.diffusion.base import Task
-from sb3_polygrad.diffusion.gaussian import GaussianDiffusion, Prediction
-from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
-from sb3_polygrad.diffusion.schedules import cosine_schedule
-from sb3_polygrad.world_models.factory import build_guidance
+from sb3_polygrad.diffusion.gaussian import Prediction
+from sb3_polygrad.world_models.diffusion import policy_guided
 
 N, TAU, DELTA, FINAL_CLIP = 16, 0.7, 0.01, 0.25
 BATCH, HORIZON, CHANNELS, ACTION_DIM = 7, 5, 3, 2
@@ -136,8 +134,7 @@ def by_the_sampler(noise: list[th.Tensor], prediction: Prediction, rule: str, cl
         action_mean=tensors["ACTION_MEAN"],
         action_std=tensors["ACTION_STD"],
     )
-    guidance = build_guidance(rule, (high - low) / 2, DELTA, clip_std=clip_std)
-    sampler = PolicyGuidedSampler(GaussianDiffusion(cosine_schedule(N, TAU), prediction), guidance, FINAL_CLIP)
+    sampler = policy_guided((high - low) / 2, N, TAU, prediction, rule, delta=DELTA, clip_std=clip_std, final_clip=FINAL_CLIP)
     monkeypatch.setattr(th, "randn", lambda *shape, **_: next(draws).float().view(shape))
     monkeypatch.setattr(th, "randn_like", lambda like: next(draws).float().view_as(like))
     with th.no_grad():

@@ -75,59 +75,89 @@ def test_unbounded_actions_are_refused_with_a_way_out() -> None:
     ("name", "value", "message"),
     [
         ("horizon", 1, "horizon must be at least 2"),
-        ("learning_starts", 3, r"learning_starts=3 is shorter than one window.*pass learning_starts >= 4"),
+        ("learning_starts", 3, r"learning_starts=3 is shorter than one segment.*pass learning_starts >= 4"),
         ("buffer_size", 63, "buffer_size=63 cannot hold learning_starts=64"),
         ("n_steps", 0, "n_steps must be at least 1"),
         ("batch_size", 0, "batch_size must be at least 1"),
-        ("n_epochs", 0, "n_epochs must be at least 1"),
-        ("n_minibatches", 0, "n_minibatches must be at least 1"),
         ("n_imagined", 0, "n_imagined must be at least 1"),
-        ("update_trials", 0, "update_trials must be at least 1"),
-        ("policy_learning_starts", -1, "policy_learning_starts must not be negative"),
-        ("learning_rate_adaptation", 1.5, r"learning_rate_adaptation must lie in \[0, 1\]"),
-        ("gradient_steps", -2, "gradient_steps must be -1"),
+        ("learning_rate", -0.1, r"learning_rate must be in \[0, 1\]"),
+        ("learning_rate", float("nan"), r"learning_rate must be in \[0, 1\]"),
+        ("seed", -1, r"seed must be in \[0, 4.*\]"),
+        ("gradient_steps", -2, "gradient_steps must be at least -1"),
         ("gradient_steps", 0, "gradient_steps must be -1"),
-        ("gamma", 1.5, r"gamma must lie in \[0, 1\]"),
-        ("gae_lambda", -0.1, r"gae_lambda must lie in \[0, 1\]"),
-        ("clip_range", 0.0, "clip_range must be positive"),
-        ("critic_learning_rate", 0.0, r"critic_learning_rate must lie in \(0, 1\]"),
-        ("max_grad_norm", -1.0, "max_grad_norm must be positive"),
-        ("target_update", 0.0, "target_update must be positive"),
-        ("target_kl", -0.1, "target_kl must be positive"),
-        ("target_kl", float("nan"), "target_kl must be positive"),
+        ("gamma", 1.5, r"gamma must be in \[0, 1\]"),
+        ("gae_lambda", -0.1, r"gae_lambda must be in \[0, 1\]"),
+        ("critic_learning_rate", 0.0, r"critic_learning_rate must be in \(0, 1\]"),
+        ("max_grad_norm", -1.0, "max_grad_norm must be greater than 0"),
         ("policy_update", "pppo", "policy_update: 'pppo' is not known; did you mean 'ppo'"),
         ("world_model", "difusion", "world_model: 'difusion' is not known; did you mean 'diffusion'"),
     ],
 )
 def test_bad_arguments(name: str, value: Any, message: str) -> None:
+    # Segments of the diffusion model are as long as the horizon.
     with pytest.raises(ValueError, match=message):
-        tiny_model(PointEnv(), **{name: value})
+        tiny_model(PointEnv(), **{"world_model": "diffusion", name: value})
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("policy_update", "name", "value", "message"),
     [
-        ({"widht": 64}, "'widht' is not known; did you mean 'width'"),
-        ({"n_difusion_step": 4}, "did you mean 'n_diffusion_steps'"),
-        ({"horizon": 5}, "world_model_kwargs: 'horizon' is not known"),
-        ({"denoiser": "residual_mpl"}, "did you mean 'residual_mlp'"),
-        ({"sampler": "stagered"}, "did you mean 'staggered'"),
-        ({"sampler": "policy_guided", "guidance": "policy_scor"}, "did you mean 'policy_score'"),
-        ({"sampler": "policy_guided", "guidance": "random"}, "did you mean 'random_actions'"),
-        ({"sampler": "policy_guided", "prediction": "v"}, "prediction must be 'x0' or 'epsilon'"),
-        ({"sampler": "policy_guided", "n_diffusion_steps": 0}, "n_diffusion_steps must be at least 1"),
-        ({"width": 0}, "width must be at least 1"),
-        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
+        ("pathwise", "n_epochs", 0, "n_epochs must be at least 1"),
+        ("pathwise", "n_minibatches", 0, "n_minibatches must be at least 1"),
+        ("pathwise", "n_continuations", -1, "n_continuations must be at least 0"),
+        ("pathwise", "clip_range", 0.1, "'clip_range' is not known"),
+        ("ppo", "clip_range", 0.0, "clip_range must be greater than 0"),
+        ("ppo", "n_epochs", 0, "n_epochs must be at least 1"),
+        ("ppo", "n_minibatches", 0, "n_minibatches must be at least 1"),
+        ("ppo", "clip_rnage", 0.1, "'clip_rnage' is not known; did you mean 'clip_range'"),
+        ("a2c", "target_step_size", 0.0, "target_step_size must be greater than 0"),
+        ("a2c", "line_search_max_iter", 0, "line_search_max_iter must be at least 1"),
+        ("a2c", "learning_rate_adaptation", 1.5, r"learning_rate_adaptation must be in \[0, 1\]"),
+        ("a2c", "ent_coef", 0.1, "'ent_coef' is not known"),
     ],
 )
-def test_bad_world_model_kwargs(settings: dict[str, Any], message: str) -> None:
+def test_bad_policy_update_kwargs(policy_update: str, name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"policy_update_kwargs: {message}"):
+        tiny_model(PointEnv(), policy_update=policy_update, policy_update_kwargs={name: value})
+
+
+def test_pathwise_gradients_need_a_world_model_that_has_some() -> None:
+    with pytest.raises(ValueError, match=r"policy_update='pathwise' needs gradients.*choose policy_update='ppo'"):
+        tiny_model(PointEnv(), world_model="diffusion", policy_update="pathwise")
+
+
+@pytest.mark.parametrize(
+    ("world_model", "settings", "message"),
+    [
+        ("ensemble", {"widht": 64}, "'widht' is not known; did you mean 'width'"),
+        ("ensemble", {"horizon": 5}, "world_model_kwargs: 'horizon' is not known"),
+        ("ensemble", {"width": 0}, "width must be at least 1"),
+        ("ensemble", {"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
+        ("diffusion", {"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
+        ("transformer", {"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
+        ("rssm", {"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
+        ("autoregressive_diffusion", {"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
+        ("ensemble", {"weight_decay": 1e3, "learning_rate": 1e-2}, "lower weight_decay"),
+        ("diffusion", {"denoiser": "residual_mpl"}, "did you mean 'residual_mlp'"),
+        ("diffusion", {"n_diffusion_steps": 4}, "world_model_kwargs: 'n_diffusion_steps' is not known"),
+        ("diffusion", {"sampler": {"name": "stagered"}}, "did you mean 'staggered'"),
+        ("diffusion", {"sampler": {"n_difusion_step": 4}}, "did you mean 'n_diffusion_steps'"),
+        ("diffusion", {"sampler": {"guidance": "policy_scor"}}, "did you mean 'policy_score'"),
+        ("diffusion", {"sampler": {"guidance": "random"}}, "did you mean 'random_actions'"),
+        ("diffusion", {"sampler": {"prediction": "v"}}, "prediction: 'v' is not known; .*known are 'epsilon', 'x0'"),
+        ("diffusion", {"sampler": {"n_diffusion_steps": 0}}, "n_diffusion_steps must be at least 1"),
+        ("diffusion", {"sampler": {"half_range": 1}}, r"world_model_kwargs\['sampler'\]: 'half_range' is not known"),
+        ("autoregressive_diffusion", {"sampler": {"heum": True}}, "did you mean 'heun'"),
+    ],
+)
+def test_bad_world_model_kwargs(world_model: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tiny_model(PointEnv(), world_model_kwargs=settings)
+        tiny_model(PointEnv(), world_model=world_model, world_model_kwargs=settings)
 
 
 def test_learning_starts_counts_all_environments() -> None:
     with pytest.raises(ValueError, match="pass learning_starts >= 8"):
-        tiny_model(make_vec_env(PointEnv, 2), learning_starts=7)
+        tiny_model(make_vec_env(PointEnv, 2), world_model="diffusion", learning_starts=7)
 
 
 def test_unknown_arguments_are_refused() -> None:
@@ -195,8 +225,9 @@ def test_what_is_not_a_number_is_refused_by_name(name: str, value: Any) -> None:
 
 
 def test_settings_of_the_other_sampler_are_not_ignored_in_silence() -> None:
-    with pytest.warns(UserWarning, match="prediction belong to another sampler than 'staggered'"):
-        tiny_model(PointEnv(), world_model_kwargs={"prediction": "epsilon"})
+    sampler = {"name": "staggered", "prediction": "epsilon"}
+    with pytest.raises(ValueError, match="'prediction' is not known"):
+        tiny_model(PointEnv(), world_model="diffusion", world_model_kwargs={"sampler": sampler})
 
 
 def test_overrides_of_load_are_checked(tmp_path: Path) -> None:
@@ -210,7 +241,7 @@ def test_custom_objects_of_load_are_not_judged(tmp_path: Path) -> None:
     # As the zoo's enjoy loads a model that is only to act.
     model = tiny_model(PointEnv())
     model.save(tmp_path / "model")
-    nothing = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    nothing = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0, "gamma": 2.0}
     loaded = PolyGRAD.load(tmp_path / "model", custom_objects=nothing, seed=1)
     observation = np.array([0.5], dtype=np.float32)
     assert np.array_equal(

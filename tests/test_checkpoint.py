@@ -243,9 +243,9 @@ SLOW = pytest.mark.slow
     ("n_envs", "settings"),
     [
         ("2", "default"),
-        ("2", "policy guided"),
         pytest.param("1", "default", marks=SLOW),
         pytest.param("1", "policy guided", marks=SLOW),
+        pytest.param("2", "policy guided", marks=SLOW),
         pytest.param("2", "staggered", marks=SLOW),
     ],
 )

@@ -19,8 +19,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_polygrad import PolyGRAD, ResumableCheckpoints
-from sb3_polygrad.checkpoint import checkpoints
-from sb3_polygrad.common.files import UNFINISHED, whole_file
+from sb3_polygrad.checkpoint.archive import checkpoints
+from sb3_polygrad.checkpoint.files import UNFINISHED, whole_file
 from tests.test_checkpoint import RememberingPointEnv, StopAt
 from tests.toys import PointEnv, tiny_model
 
@@ -38,11 +38,26 @@ def two(tmp_path: Path) -> list[Path]:
 
 
 def test_the_latest_are_kept(tmp_path: Path) -> None:
-    callback = ResumableCheckpoints(every=25, folder=tmp_path, keep=2)
+    callback = ResumableCheckpoints(save_freq=25, save_path=tmp_path, keep=2)
     tiny_model(make_vec_env(PointEnv, 2)).learn(160, callback=callback)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint_00005_126_steps.zip",  # the first step pair after 125
-        "checkpoint_00006_150_steps.zip",
+        "checkpoint_00005_128_steps.zip",  # the first iteration, of 16 steps, after 125
+        "checkpoint_00006_160_steps.zip",  # the end of training
+    ]
+
+
+def test_checkpoints_go_on_counting_after_a_resume(tmp_path: Path) -> None:
+    tiny_model(RememberingPointEnv()).learn(80, callback=ResumableCheckpoints(30, tmp_path))
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "checkpoint_00001_32_steps.zip",
+        "checkpoint_00002_64_steps.zip",
+    ]
+    resumed = PolyGRAD.resume(tmp_path, RememberingPointEnv())
+    resumed.learn(40, callback=ResumableCheckpoints(30, tmp_path), reset_num_timesteps=False)
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "checkpoint_00001_32_steps.zip",
+        "checkpoint_00002_64_steps.zip",
+        "checkpoint_00003_96_steps.zip",  # the multiple of 60 was saved before
     ]
 
 
@@ -61,8 +76,10 @@ def test_a_checkpoint_is_a_model(two: list[Path]) -> None:
 def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep must be at least 1"):
         tiny_model(PointEnv()).save_checkpoint(tmp_path, keep=0)
-    with pytest.raises(ValueError, match="every=0"):
+    with pytest.raises(ValueError, match="save_freq=0"):
         ResumableCheckpoints(0, tmp_path)
+    with pytest.raises(ValueError, match="keep=0"):
+        ResumableCheckpoints(10, tmp_path, keep=0)
 
 
 # ---------------------------------------------------------------------- whole or not there
@@ -182,7 +199,7 @@ def one_group(state: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [("policy", without_average), ("policy.optimizer", one_group)],
+    [("policy", without_average), ("policy.actor_optimizer", one_group), ("world_model.optimizer", one_group)],
 )
 def test_networks_of_another_version_are_refused(tmp_path: Path, part: str, change: Any) -> None:
     tiny_model(PointEnv()).save(tmp_path / "now.zip")
@@ -227,9 +244,14 @@ def test_another_number_of_environments_is_refused(two: list[Path]) -> None:
 # ---------------------------------------------------------------------- environments that cannot say where they are
 
 
+def n_segments(model: PolyGRAD) -> int:
+    """Segments of four steps."""
+    return len(model.replay_buffer.segment_starts(4))
+
+
 def jumps(model: PolyGRAD) -> th.Tensor:
-    """How far the point moves within windows; more than half a unit if a window crosses a reset."""
-    return model.replay_buffer.sample(500).observations[..., 0].diff(dim=1).abs()
+    """How far the point moves within segments; more than half a unit if a segment crosses a reset."""
+    return model.replay_buffer.sample(500, 4).observations[..., 0].diff(dim=1).abs()
 
 
 def test_without_state_access_new_episodes_begin_with_a_warning(tmp_path: Path) -> None:
@@ -238,8 +260,8 @@ def test_without_state_access_new_episodes_begin_with_a_warning(tmp_path: Path) 
     with pytest.warns(UserWarning, match="begin new episodes.*no MuJoCo environments, and have no methods checkpoint_state"):
         resumed = PolyGRAD.resume(tmp_path, PointEnv(length=1_000), device="cpu")
     resumed.learn(40, reset_num_timesteps=False)
-    assert resumed.num_timesteps == len(resumed.replay_buffer) == 128, "whole updates of 8 steps"
-    assert resumed.replay_buffer.n_windows == (83 - 3) + (45 - 3), "none crosses the interruption"
+    assert resumed.num_timesteps == len(resumed.replay_buffer) == 123, "whole iterations of 8 steps"
+    assert n_segments(resumed) == (83 - 3) + (40 - 3), "none crosses the interruption"
     assert (jumps(resumed) <= 0.5 + 1e-6).all()
 
 
@@ -304,7 +326,7 @@ def test_interrupted_in_the_middle_of_a_step(tmp_path: Path) -> None:
         resumed = PolyGRAD.resume(tmp_path, RememberingPointEnv(length=1_000), device="cpu")
     for each in (model, resumed):
         each.learn(40, reset_num_timesteps=False)
-        assert each.replay_buffer.n_windows == (74 - 3) + (46 - 3), "6 steps end the update that was interrupted"
+        assert n_segments(each) == (74 - 3) + (40 - 3)
 
 
 # ---------------------------------------------------------------------- no pickles
@@ -400,7 +422,7 @@ def save_for_ever(model: PolyGRAD, folder: Path, report: int) -> None:
 def test_kills_lose_no_checkpoint(tmp_path: Path, n_kills: int) -> None:
     """SIGKILL at random moments of saving: the last checkpoint that was reported is there, or a later one."""
     model = tiny_model(RememberingPointEnv(), buffer_size=100_000).learn(80)
-    model.replay_buffer.position = 20_000  # a file of some size, whose writing takes its time
+    model.replay_buffer.n_rows = 20_000  # a file of some size, whose writing takes its time
     randomness, n_unfinished = np.random.default_rng(0), 0
     model.save_checkpoint(tmp_path)
     for _ in range(n_kills):

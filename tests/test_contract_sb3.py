@@ -44,13 +44,6 @@ def test_loads_on_any_device_and_learns_on(tmp_path: Path, device: str) -> None:
     loaded.learn(16, reset_num_timesteps=False)
 
 
-def test_the_buffer_follows_the_model() -> None:
-    model = tiny_model(PointEnv()).learn(80)
-    moved = model.replay_buffer.to("meta")
-    names = ("observations", "next_observations", "actions", "rewards", "terminals")
-    assert all(getattr(moved, name).device.type == "meta" for name in names)
-
-
 @pytest.mark.slow
 def test_a_compiled_policy_is_saved_and_loaded(tmp_path: Path) -> None:
     model = tiny_model(PointEnv()).learn(80)
@@ -79,7 +72,7 @@ def test_exclude_include_and_custom_objects(tmp_path: Path, capsys: pytest.Captu
     model = tiny_model(PointEnv(), gamma=0.5).learn(80)
     model.save(tmp_path / "excluded", exclude=["gamma", "_n_updates"])
     loaded = PolyGRAD.load(tmp_path / "excluded", print_system_info=True)
-    assert (loaded.gamma, loaded._n_updates) == (0.99, 0), "the constructor's"
+    assert (loaded.gamma, loaded._n_updates) == (0.995, 0), "the constructor's"
     assert "SAVED MODEL SYSTEM INFO" in capsys.readouterr().out
     model.save(tmp_path / "included", include=["_pace"])
     assert PolyGRAD.load(tmp_path / "included")._pace is not None
@@ -88,11 +81,11 @@ def test_exclude_include_and_custom_objects(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_schedules_give_floats_and_survive(tmp_path: Path) -> None:
-    model = tiny_model(PointEnv(), learning_rate=lambda left: np.float32(1e-3) * left, clip_range=lambda left: np.float64(0.2))
-    assert type(model.lr_schedule(0.5)) is float and type(model.clip_range(0.5)) is float  # type: ignore[operator]
+    model = tiny_model(PointEnv(), learning_rate=lambda left: np.float32(1e-3) * left)
+    assert type(model.lr_schedule(0.5)) is float
     model.save(tmp_path / "model")
     loaded = PolyGRAD.load(tmp_path / "model")
-    assert loaded.lr_schedule(0.5) == pytest.approx(5e-4) and loaded.clip_range(0.5) == pytest.approx(0.2)  # type: ignore[operator]
+    assert loaded.lr_schedule(0.5) == pytest.approx(5e-4)
 
 
 def test_an_object_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +191,9 @@ def test_hyperparameters_in_tensorboard(tmp_path: Path) -> None:
     class Settings(BaseCallback):
         def _on_training_start(self) -> None:
             settings = {"gamma": self.model.gamma, "learning_rate": self.model.learning_rate}  # type: ignore[attr-defined]
-            self.logger.record("hparams", HParam(settings, {"train/loss": 0.0}), exclude=("stdout", "log", "json", "csv"))
+            self.logger.record(
+                "hparams", HParam(settings, {"train/value_loss": 0.0}), exclude=("stdout", "log", "json", "csv")
+            )
 
         def _on_step(self) -> bool:
             return True
@@ -240,13 +235,12 @@ def test_environments_by_name() -> None:
 # ---------------------------------------------------------------------- test_run, test_deterministic, test_train_eval_mode
 
 
-@pytest.mark.parametrize("normalize_advantage", [True, False])
-@pytest.mark.parametrize("policy_update", ["ppo", "a2c"])
-def test_losses_are_finite(normalize_advantage: bool, policy_update: str) -> None:
-    model = tiny_model(PointEnv(), normalize_advantage=normalize_advantage, policy_update=policy_update)
+@pytest.mark.parametrize("policy_update", ["pathwise", "ppo", "a2c"])
+def test_losses_are_finite(policy_update: str) -> None:
+    model = tiny_model(PointEnv(), policy_update=policy_update)
     record = recorded(model)
     model.learn(96, log_interval=1)
-    assert all(np.isfinite(record.dumps[-1][f"train/{name}"]) for name in ("loss", "policy_loss", "value_loss"))
+    assert all(np.isfinite(record.dumps[-1][f"train/{name}"]) for name in ("policy_loss", "value_loss", "entropy_loss"))
 
 
 def test_same_seed_same_draws() -> None:
@@ -390,9 +384,9 @@ def test_time_limits_bootstrap() -> None:
         gamma=0.8,
         gradient_steps=1,
         critic_learning_rate=1e-2,
-        n_epochs=4,
-        policy_kwargs=dict(net_arch=[16], critic_tau=1.0),
+        policy_update_kwargs=dict(n_epochs=4),
+        policy_kwargs=dict(net_arch=[16], tau=1.0),
         world_model_kwargs=dict(learning_rate=1e-2),
     ).learn(800)
-    value = model.policy.predict_values(th.zeros(1, 1)).item()
+    value = model.policy.predict_values(th.zeros(1, 1)).mean().item()
     assert value == pytest.approx(1.0 / (1.0 - 0.8), abs=0.8), "the sum of 0.8^t; cut at the time limit it would be 3.2"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch as th
 
-from sb3_polygrad.common.controllers import DeltaController, adapted_share
+from sb3_polygrad.diffusion.controllers import DeltaController
 
 UNIT_VARIANCE = th.ones(1)
 
@@ -77,19 +77,3 @@ def test_rejects_bad_settings() -> None:
         DeltaController(0.0)
     with pytest.raises(ValueError, match="delta_lr must not be negative"):
         DeltaController(learning_rate=-0.1)
-
-
-def test_the_learning_rate_goes_where_the_target_is_met() -> None:
-    # The size of a step is 4 times its learning rate, the target is 1: a quarter of the schedule.
-    share, scales = 1.0, []
-    for _ in range(60):
-        scales.append(1.0 / (4.0 * share))
-        share = adapted_share(share, scales[-1], adaptation=0.2)
-    assert scales[1] == pytest.approx(0.25 ** (1 - 0.2)), "a fifth of the way in log space"
-    assert share == pytest.approx(0.25, rel=1e-4)
-
-
-def test_the_learning_rate_keeps_to_its_schedule() -> None:
-    assert adapted_share(0.9, 3.0, adaptation=0.5) == 1.0, "the schedule is the limit"
-    assert adapted_share(0.9, 0.1, adaptation=0.0) == 0.9, "no adaptation"
-    assert adapted_share(0.9, 0.0, adaptation=0.5) == 0.9, "a step that was undone says nothing"

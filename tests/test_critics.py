@@ -13,7 +13,7 @@ from tests.toys import PointEnv, tiny_model
 
 def two_critics(**changes: object) -> PolyGRAD:
     kwargs = dict(net_arch=[16], n_critics=2)
-    return tiny_model(PointEnv(), dict(n_levels=1), policy_kwargs=kwargs, learning_starts=32, **changes)
+    return tiny_model(PointEnv(), policy_kwargs=kwargs, learning_starts=32, **changes)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -23,13 +23,14 @@ def test_the_smallest_of_the_targets_is_bootstrapped_from(share: bool) -> None:
     observations = th.linspace(-2.0, 2.0, 101)[:, None]
     policy.update_averages()  # the targets are copies now
     with th.no_grad():
-        values = policy.predict_all_values(observations)
-        smallest = policy.predict_target_values(observations)
-    assert values.shape == (101, 2) and th.equal(values[:, :1], policy.predict_values(observations))
+        values = policy.predict_values(observations)
+        smallest = policy.target_values(observations)
+    assert values.shape == (101, 2)
     assert (values[:, 0] < values[:, 1]).any() and (values[:, 0] > values[:, 1]).any(), "they begin with other weights"
     assert th.allclose(smallest, values.min(dim=1).values)
     for deterministic in (True, False):
-        assert policy(observations, deterministic)[1].shape == (101, 1), "SB3's interface stays"
+        assert th.equal(policy(observations, deterministic)[1], policy.predict_values(observations))
+    assert th.equal(policy.evaluate_actions(observations, observations)[0], policy.predict_values(observations))
 
 
 @pytest.mark.parametrize("policy_update", ["pathwise", "ppo", "a2c"])
@@ -47,14 +48,14 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     loaded = PolyGRAD.load(tmp_path / "model")
     observations = th.linspace(-2.0, 2.0, 11)[:, None]
-    assert th.equal(loaded.policy.predict_target_values(observations), model.policy.predict_target_values(observations))
+    assert th.equal(loaded.policy.target_values(observations), model.policy.target_values(observations))
     assert loaded.policy.n_critics == 2
 
 
 def test_without_orthogonal_weights_they_differ_too() -> None:
     kwargs = dict(net_arch=[16], n_critics=3, ortho_init=False)
     policy = tiny_model(PointEnv(), policy_kwargs=kwargs).policy
-    values = policy.predict_all_values(th.linspace(-2.0, 2.0, 11)[:, None])
+    values = policy.predict_values(th.linspace(-2.0, 2.0, 11)[:, None])
     assert values.shape == (11, 3) and not th.equal(values[:, 1], values[:, 2])
 
 

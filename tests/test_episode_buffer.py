@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_polygrad.buffers import EpisodeBuffer
+from sb3_polygrad.episode_buffer import EpisodeBuffer
 from sb3_polygrad.common.trajectory import Trajectory
 
 

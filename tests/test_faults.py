@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,24 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_polygrad import PolyGRAD, learning
-from sb3_polygrad.common.arguments import check_types
-from tests.test_polygrad import VARIANTS, recorded
+from sb3_polygrad import PolyGRAD
+from sb3_polygrad.common import faults
+from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.common.validation import check_settings
 from tests.toys import PointEnv, equal_trees, tiny_model
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": dict(),
+    "ppo, staggered": dict(
+        world_model="diffusion", policy_update="ppo", world_model_kwargs=dict(sampler=dict(name="staggered"))
+    ),
+    "a2c, policy guided": dict(world_model="diffusion", policy_update="a2c"),
+}
+OPTIMIZERS = ("policy.actor_optimizer", "policy.critic_optimizer")
 
 
 def all_finite(model: PolyGRAD) -> bool:
-    """Whether policy, critics and their optimiser are."""
+    """Whether policy, critics and their optimisers are."""
 
     def finite(tree: Any) -> bool:
         if isinstance(tree, dict):
@@ -30,7 +41,19 @@ def all_finite(model: PolyGRAD) -> bool:
         return bool(th.isfinite(tree).all()) if isinstance(tree, th.Tensor) else True
 
     parameters = model.get_parameters()
-    return finite(parameters["policy"]) and finite(parameters["policy.optimizer"]["state"])
+    return finite(parameters["policy"]) and all(finite(parameters[name]["state"]) for name in OPTIMIZERS)
+
+
+def logged(model: PolyGRAD) -> dict[str, Any]:
+    """Means over all updates since the log was written, or looked at here."""
+    model._means.flush(model.logger)
+    return dict(model.logger.name_to_value)
+
+
+def imagine_instead(model: PolyGRAD, change: Callable[[Trajectory], Trajectory]) -> None:
+    """From now on every imagined batch is changed before anybody sees it."""
+    imagine = model.world_model.imagine
+    model.world_model.imagine = lambda *args, **kwargs: change(imagine(*args, **kwargs))  # type: ignore[method-assign]
 
 
 def trained(variant: dict[str, Any], **changes: Any) -> PolyGRAD:
@@ -75,44 +98,55 @@ def within_bounds(model: PolyGRAD, observations: th.Tensor, rewards: th.Tensor) 
     )
 
 
-@pytest.mark.parametrize("field", range(5))
+@pytest.mark.parametrize("field", Trajectory._fields)
 @pytest.mark.parametrize("value", [th.nan, th.inf, -th.inf])
-def test_a_batch_with_one_value_that_is_not_finite_is_skipped(field: int, value: float) -> None:
-    model = trained({})
-    record = recorded(model)
-    before = model.get_parameters()
-    trajectory = model.imagine(model.n_imagined)
-    trajectory[field].view(-1)[3] = value
-    assert model._learn_from(trajectory) == "the imagined trajectories"
-    assert equal_trees(model.get_parameters(), before)
-    model.dump_logs()
-    assert record.dumps[-1]["imagination/skipped"] == 1.0
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_batch_with_one_value_that_is_not_finite_is_skipped(name: str, field: str, value: float) -> None:
+    model = trained(VARIANTS[name])
+    logged(model)
+
+    def spoiled(trajectory: Trajectory) -> Trajectory:
+        values = getattr(trajectory, field)
+        mark = th.zeros(values.numel()).index_fill(0, th.tensor([3]), value).view_as(values)
+        return trajectory._replace(**{field: values + mark})
+
+    imagine_instead(model, spoiled)
+    before, starts = deepcopy(model.get_parameters()), deepcopy(model.start_states.ends)
+    model.train()
+    for part in ("policy", *OPTIMIZERS):
+        assert equal_trees(model.get_parameters()[part], before[part])
+    assert th.equal(model.start_states.ends, starts), "nothing is continued from there"
+    assert logged(model)["imagination/skipped"] == 1.0
+    assert model._faults.n_faulty == 1
 
 
 @pytest.mark.parametrize("rewards", [1e25, 3e38])
-def test_gradients_that_overflow_are_skipped_and_counted(rewards: float) -> None:
-    model = trained({}, normalize_advantage=False)
-    record = recorded(model)
-    before = model.get_parameters()
-    trajectory = model.imagine(model.n_imagined)
-    assert model._learn_from(trajectory._replace(rewards=th.full_like(trajectory.rewards, rewards))) is not None
-    assert equal_trees(model.get_parameters()["policy.optimizer"], before["policy.optimizer"]) and all_finite(model)
-    model.dump_logs()
-    assert record.dumps[-1]["train/skipped"] == 1.0
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_that_overflow_are_skipped_and_counted(name: str, rewards: float) -> None:
+    model = trained(VARIANTS[name])
+    logged(model)
+    imagine_instead(model, lambda trajectory: trajectory._replace(rewards=trajectory.rewards * 0.0 + rewards))
+    before = deepcopy(model.get_parameters())
+    model.train()
+    after = model.get_parameters()
+    assert equal_trees(after["policy.critic_optimizer"]["state"], before["policy.critic_optimizer"]["state"])
+    assert all_finite(model)
+    assert logged(model)["train/skipped"] == 1.0
+    assert model._faults.n_faulty == 1
 
 
 def test_skipped_steps_of_the_world_model_are_counted() -> None:
     model = trained({})
-    record = recorded(model)
+    logged(model)
     fit, calls = model.world_model.fit, []
 
-    def sometimes(batch: Any) -> dict[str, th.Tensor]:
+    def sometimes(batch: Trajectory) -> dict[str, th.Tensor]:
         calls.append(1)
         return fit(batch if len(calls) % 2 else batch._replace(rewards=batch.rewards * th.nan))
 
     model.world_model.fit = sometimes  # type: ignore[method-assign]
-    model.learn(40, reset_num_timesteps=False, log_interval=1)
-    assert record.dumps[-1]["world_model/skipped"] == pytest.approx(0.5)
+    model.learn(40, reset_num_timesteps=False)
+    assert len(calls) == 5 * 4 and logged(model)["world_model/skipped"] == pytest.approx(0.5)
 
 
 # ---------------------------------------------------------------------- faults that stay
@@ -120,54 +154,63 @@ def test_skipped_steps_of_the_world_model_are_counted() -> None:
 
 @pytest.mark.parametrize("where", ["world model", "policy"])
 def test_a_fault_that_stays_ends_the_run_after_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.setattr(learning, "MAX_FAULTY_UPDATES", 5)
+    monkeypatch.setattr(faults, "MAX_FAULTY_UPDATES", 5)
     model = trained({})
     model.set_logger(Logger(str(tmp_path / "logs"), []))
     if where == "world model":
-        model.world_model.fit(model.replay_buffer.sample(8)._replace(rewards=th.full((8, 4), th.nan)))
         with th.no_grad():
             next(model.world_model.parameters()).fill_(th.nan)
     else:
-        monkeypatch.setattr(model.rollout_buffer, "compute_returns_and_advantage", spoil(model))
-    expected = "trajectories|world model" if where == "world model" else "gradients of policy and critic"
-    with pytest.raises(ValueError, match=rf"({expected}) were not finite for 5 updates in a row") as error:
+        monkeypatch.setattr(model.rollout_buffer, "fill", spoil(model))
+    expected = "the gradients of the world model" if where == "world model" else "the gradients of policy and critics"
+    with pytest.raises(ValueError, match=rf"^{expected} were not finite for 5 updates in a row") as error:
         model.learn(10_000, reset_num_timesteps=False)
     assert model.num_timesteps == 80 + 5 * 8
     file = next((tmp_path / "logs").iterdir())
     assert str(file) in str(error.value), "the message says where"
-    assert PolyGRAD.resume(file, PointEnv()).num_timesteps == 120
+    with pytest.warns(UserWarning, match="begin new episodes"):
+        assert PolyGRAD.resume(file, PointEnv()).num_timesteps == 120
     assert all_finite(model)
 
 
 def spoil(model: PolyGRAD) -> Callable[..., None]:
-    def returns(*args: Any) -> None:
-        buffer = model.rollout_buffer
-        buffer.returns = buffer.advantages = th.full_like(buffer.rewards, th.inf)  # type: ignore[assignment]
+    buffer, fill = model.rollout_buffer, model.rollout_buffer.fill
 
-    return returns
+    def filled(*args: Any) -> None:
+        fill(*args)
+        assert buffer.samples is not None
+        infinite = buffer.samples.returns + th.inf
+        buffer.samples = buffer.samples._replace(returns=infinite, advantages=infinite)
+
+    return filled
+
+
+def test_imagined_trajectories_that_stay_faulty_end_the_run_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(faults, "MAX_FAULTY_UPDATES", 3)
+    monkeypatch.chdir(tmp_path)
+    model = trained({})
+    imagine_instead(model, lambda trajectory: trajectory._replace(rewards=trajectory.rewards * th.nan))
+    with pytest.raises(ValueError, match=r"^the imagined trajectories were not finite for 3 updates in a row"):
+        model.learn(10_000, reset_num_timesteps=False)
 
 
 def test_faults_that_pass_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "MAX_FAULTY_UPDATES", 3)
+    monkeypatch.setattr(faults, "MAX_FAULTY_UPDATES", 3)
     model = trained({})
-    imagine, calls = model.world_model.imagine, []
+    calls = []
 
-    def sometimes(*args: Any) -> Any:
+    def sometimes(trajectory: Trajectory) -> Trajectory:
         calls.append(1)
-        trajectory = imagine(*args)
         return trajectory if len(calls) % 3 == 0 else trajectory._replace(rewards=trajectory.rewards * th.nan)
 
-    model.world_model.imagine = sometimes  # type: ignore[method-assign]
+    imagine_instead(model, sometimes)
     model.learn(120, reset_num_timesteps=False)
     assert len(calls) == 15
 
 
 def test_an_optimiser_that_makes_nan_is_named() -> None:
-    kwargs = dict(net_arch=[4], optimizer_class=th.optim.Adam, optimizer_kwargs=dict(eps=0.0, betas=(0.0, 0.0)))
-    model = tiny_model(PointEnv(), policy_kwargs=kwargs)
-    with th.no_grad():
-        model.policy.mlp_extractor.policy_net[0].weight.grad = None
-    model.policy.optimizer.step = lambda: model.policy.log_std.data.fill_(th.nan)  # type: ignore[method-assign]
+    model = tiny_model(PointEnv())
+    model.policy.actor_optimizer.step = lambda: model.policy.log_std.data.fill_(th.nan)  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="learning_rate"):
         model.learn(80)
 
@@ -247,10 +290,10 @@ EDGES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_environments_at_the_edge(edge: str, name: str) -> None:
     model = tiny_model(EdgeEnv(**EDGES[edge]), **VARIANTS[name])
-    record = recorded(model)
-    model.learn(120, log_interval=1)
+    model.learn(120)
     assert model._n_updates == 8 and all_finite(model)
-    assert record.dumps[-1]["imagination/skipped"] == record.dumps[-1]["world_model/skipped"] == 0.0
+    assert logged(model)["imagination/skipped"] == logged(model)["world_model/skipped"] == 0.0
+    assert logged(model)["train/skipped"] == 0.0
     trajectory = model.imagine(32)
     assert all(th.isfinite(values).all() for values in trajectory)
     if EDGES[edge].get("ends") != "terminated":
@@ -274,7 +317,7 @@ def build(
 
 @pytest.mark.parametrize("given", [dict(n=2), dict(share=1), dict(share=np.float32(0.1)), dict(width=None), dict(other=3), {}])
 def test_settings_of_the_annotated_type_are_accepted(given: dict[str, Any]) -> None:
-    check_types("kwargs", build, given)
+    check_settings("kwargs", build, given)
 
 
 @pytest.mark.parametrize(
@@ -290,4 +333,4 @@ def test_settings_of_the_annotated_type_are_accepted(given: dict[str, Any]) -> N
 )
 def test_settings_of_another_type_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=f"kwargs: {message}"):
-        check_types("kwargs", build, given)
+        check_settings("kwargs", build, given)

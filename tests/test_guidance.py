@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch as th
 from torch import nn
 from torch.distributions import Normal
 
-from sb3_polygrad.common.controllers import DeltaController
-from sb3_polygrad.diffusion.guidance import DiffusionStep, PolicyScoreGuidance
-from sb3_polygrad.world_models.factory import build_guidance
+from sb3_polygrad.diffusion.controllers import DeltaController
+from sb3_polygrad.diffusion.guidance import DiffusionStep, Guidance, PolicyScoreGuidance
+from sb3_polygrad.world_models.diffusion import policy_guided
 
 DELTA = 0.005
 MEAN, STD = th.tensor([[0.3, -0.2]]), th.tensor([[0.4, 0.2]])
@@ -20,6 +21,11 @@ NO_NOISE = th.zeros(1, 2)
 
 def guidance(half_range: th.Tensor, clip_std: float | None = None, delta: float = DELTA) -> PolicyScoreGuidance:
     return PolicyScoreGuidance(DeltaController(delta), half_range, clip_std)
+
+
+def rule_of(name: Any, half_range: th.Tensor, delta: float = DELTA) -> Guidance:
+    """A rule by its name, as the sampler of a world model has it."""
+    return policy_guided(half_range, guidance=name, delta=delta).guidance
 
 
 def score(actions: th.Tensor, policy: Normal) -> th.Tensor:
@@ -99,29 +105,29 @@ def linear(states: th.Tensor) -> Normal:
 
 def test_noisy_states_are_what_the_policy_is_asked_about() -> None:
     step = diffusion_step(linear)
-    on_noisy, states = build_guidance("noisy_states", th.ones(1)).guide(step)
+    on_noisy, states = rule_of("noisy_states", th.ones(1)).guide(step)
     assert states is step.clean
-    expected = build_guidance("policy_score", th.ones(1)).guide(step._replace(clean=step.noisy))[0]
+    expected = rule_of("policy_score", th.ones(1)).guide(step._replace(clean=step.noisy))[0]
     assert th.equal(on_noisy, expected)
-    assert not th.allclose(on_noisy, build_guidance("policy_score", th.ones(1)).guide(step)[0])
+    assert not th.allclose(on_noisy, rule_of("policy_score", th.ones(1)).guide(step)[0])
 
 
 def test_state_update_moves_states_along_the_policys_score() -> None:
     step = diffusion_step(linear)
     with th.no_grad():
-        actions, states = build_guidance("state_update", th.ones(1), DELTA).guide(step)
+        actions, states = rule_of("state_update", th.ones(1), DELTA).guide(step)
     # ∇_s log N(a; s/2, 0.2²) = (a - s/2) / 0.2² * 1/2, for the one state that is neither given nor without an action.
     moved = STATES.clone()
     moved[0, 1] += DELTA * 0.5 * (-0.5 - 0.5 * -0.7) / 0.2**2
     assert th.allclose(states, moved)
-    expected = build_guidance("policy_score", th.ones(1), DELTA).guide(step._replace(clean=moved))[0]
+    expected = rule_of("policy_score", th.ones(1), DELTA).guide(step._replace(clean=moved))[0]
     assert th.allclose(actions, expected), "the actions follow the policy at the moved states"
 
 
 def test_state_update_leaves_nothing_behind_in_the_policy() -> None:
     net = nn.Linear(1, 1)
     with th.no_grad():
-        actions, states = build_guidance("state_update", th.ones(1)).guide(diffusion_step(lambda s: Normal(net(s), 0.2)))
+        actions, states = rule_of("state_update", th.ones(1)).guide(diffusion_step(lambda s: Normal(net(s), 0.2)))
     assert not actions.requires_grad and not states.requires_grad
     assert all(parameter.grad is None for parameter in net.parameters())
     assert not th.equal(states, STATES), "the gradient did go through"
@@ -131,7 +137,7 @@ def test_policy_sampling_draws_anew_at_every_step() -> None:
     def policy(states: th.Tensor) -> Normal:
         return Normal(th.full((*states.shape[:-1], 1), 5.0), 0.1)
 
-    rule, step = build_guidance("policy_sampling", th.ones(1)), diffusion_step(policy, clean=th.zeros(20_000, 3, 1))
+    rule, step = rule_of("policy_sampling", th.ones(1)), diffusion_step(policy, clean=th.zeros(20_000, 3, 1))
     first, second = rule.guide(step)[0], rule.guide(step)[0]
     for drawn in (first, second):
         assert drawn.mean().item() == pytest.approx(5.0, abs=0.003) and drawn.std().item() == pytest.approx(0.1, abs=0.002)
@@ -140,11 +146,11 @@ def test_policy_sampling_draws_anew_at_every_step() -> None:
 
 
 def test_random_actions_stay_as_they_were() -> None:
-    rule, step = build_guidance("random_actions", th.ones(1)), diffusion_step(linear, noise=th.ones(1, 2, 1))
+    rule, step = rule_of("random_actions", th.ones(1)), diffusion_step(linear, noise=th.ones(1, 2, 1))
     assert rule.guide(step)[0] is step.actions
     assert rule.finish(step.actions, linear(STATES[:, :-1])) is step.actions
 
 
 @pytest.mark.parametrize("name", ["policy_sampling", "random_actions"])
 def test_without_a_scale_there_is_nothing_to_adapt(name: str) -> None:
-    assert build_guidance(name, th.ones(1)).adapt(th.tensor(2.0), th.ones(1)) == {}
+    assert rule_of(name, th.ones(1)).adapt(th.tensor(2.0), th.ones(1)) == {}

@@ -11,10 +11,10 @@ import torch as th
 from gymnasium import spaces
 from torch.distributions import Normal
 
-from sb3_polygrad.buffers import ImaginedRolloutBuffer, gae
 from sb3_polygrad.common.on_policy import action_autocorrelation, action_std, standardized_actions
 from sb3_polygrad.common.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.imagination import ImaginedBatch
+from sb3_polygrad.imagined_buffer import ImaginedRolloutBuffer, gae
 
 GAMMA, LAMBDA = 0.9, 0.5
 

@@ -22,14 +22,14 @@ def exact(scaled: th.Tensor, level: th.Tensor) -> th.Tensor:
 
 
 def test_levels_fall_from_the_largest_to_zero() -> None:
-    levels = karras.noise_levels(5, 0.002, 80.0)
+    levels = karras.noise_levels(5, 80.0)
     assert levels[0] == pytest.approx(80.0) and levels[-2] == pytest.approx(0.002) and levels[-1] == 0.0
     # Eq. 5 at i = 2 of N = 5.
     assert levels[2] == pytest.approx((80 ** (1 / 7) + 0.5 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7)
-    assert karras.noise_levels(1, 0.002, 80.0) == [pytest.approx(80.0), 0.0]
+    assert karras.noise_levels(1, 80.0) == [pytest.approx(80.0), 0.0]
 
 
-@pytest.mark.parametrize(("arguments", "named"), [((0, 0.1, 1.0), "n_diffusion_steps"), ((3, 2.0, 1.0), "sigma_max")])
+@pytest.mark.parametrize(("arguments", "named"), [((0, 1.0, 0.1), "n_diffusion_steps"), ((3, 1.0, 2.0), "sigma_max")])
 def test_levels_that_make_no_sense_are_refused(arguments: tuple[int, float, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         karras.noise_levels(*arguments)
@@ -62,7 +62,7 @@ def test_denoising_undoes_the_preconditioning() -> None:
 
 @pytest.mark.parametrize(("heun", "churn"), [(False, 0.0), (True, 0.0), (True, 20.0)])
 def test_samples_have_the_distribution_of_the_data(heun: bool, churn: float) -> None:
-    samples = karras.sample(exact, th.randn(20_000, 1), karras.noise_levels(64, 0.002, 80.0), heun, churn)
+    samples = karras.sample(exact, th.randn(20_000, 1), karras.noise_levels(64, 80.0), heun, churn)
     assert samples.mean().item() == pytest.approx(MEAN, abs=0.02)
     # First-order steps lose a little of the spread.
     assert samples.std().item() == pytest.approx(STD, abs=0.02 if heun else 0.05)
@@ -81,7 +81,7 @@ def test_order_and_number_of_calls(heun: bool, order: int) -> None:
     errors = []
     for n_steps in (64, 128):
         calls.clear()
-        samples = karras.sample(counted, noise, karras.noise_levels(n_steps, 0.002, 80.0), heun)
+        samples = karras.sample(counted, noise, karras.noise_levels(n_steps, 80.0), heun)
         errors.append(float((samples - truth).abs().max()))
         assert len(calls) == (2 * n_steps - 1 if heun else n_steps)
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)

@@ -11,8 +11,8 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_polygrad.common.averaging import WindowedAverage
-from sb3_polygrad.policy.policies import PolyGRADPolicy
+from sb3_polygrad.common.averaging import RecentAverage
+from sb3_polygrad.policies import ACTIVATIONS, PolyGRADPolicy
 
 BOXES = [
     spaces.Box(-1.0, 1.0, (2,)),
@@ -105,26 +105,31 @@ def test_predicted_actions_lie_in_the_box(box: spaces.Box) -> None:
 )
 def test_net_arch(net_arch: Any, n_pi: int, n_vf: int) -> None:
     policy = make_policy(net_arch=net_arch)
+    # The layers of a critic are a hidden part and a head.
+    critics = [critic[0] for critic in policy.value_net.critics]  # type: ignore[union-attr]
+    assert len(critics) == policy.n_critics == 2
 
     def count(net: nn.Module, kind: type[nn.Module]) -> int:
         return sum(isinstance(layer, kind) for layer in net)  # type: ignore[attr-defined]
 
     for kind in (nn.Linear, nn.LayerNorm, nn.ReLU):
         assert count(policy.mlp_extractor.policy_net, kind) == n_pi, "Linear, LayerNorm, ReLU per hidden layer"
-        assert count(policy.mlp_extractor.value_net, kind) == n_vf
+        assert all(count(hidden, kind) == n_vf for hidden in critics)
     actions, values, log_prob = policy(th.randn(5, 3))
-    assert actions.shape == (5, 2) and values.shape == (5, 1) and log_prob.shape == (5,)
+    assert actions.shape == (5, 2) and values.shape == (5, 2) and log_prob.shape == (5,)
 
 
 def test_hidden_layers_are_normalised_before_the_activation() -> None:
     policy = make_policy(net_arch=[8], activation_fn=nn.Tanh)
     assert [type(layer) for layer in policy.mlp_extractor.policy_net] == [nn.Linear, nn.LayerNorm, nn.Tanh]
-    plain = make_policy(net_arch=[8], layer_norm=False)
-    assert [type(layer) for layer in plain.mlp_extractor.policy_net] == [nn.Linear, nn.ReLU]
+    for critic in policy.value_net.critics:  # type: ignore[union-attr]
+        assert [type(layer) for layer in critic[0]] == [nn.Linear, nn.LayerNorm, nn.Tanh]
 
 
 def test_activations_have_names() -> None:
-    assert isinstance(make_policy(net_arch=[8], activation_fn="elu").mlp_extractor.policy_net[-1], nn.ELU)
+    for name, kind in {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "tanh": nn.Tanh}.items():
+        policy = make_policy(net_arch=[8], activation_fn=name)
+        assert isinstance(policy.mlp_extractor.policy_net[-1], kind) and ACTIVATIONS[name] is kind
     with pytest.raises(ValueError, match="did you mean 'relu'"):
         make_policy(activation_fn="rellu")
 
@@ -135,31 +140,44 @@ def test_activations_have_names() -> None:
 @pytest.mark.parametrize("share", [True, False])
 def test_actor_and_critic_share_nothing_and_miss_nothing(share: bool) -> None:
     policy = make_policy(share_features_extractor=share)
-    actor, critic, log_std = ({id(p) for p in group["params"]} for group in policy.optimizer.param_groups)
+    actor, log_std = ({id(p) for p in group["params"]} for group in policy.actor_optimizer.param_groups)
+    (critic,) = ({id(p) for p in group["params"]} for group in policy.critic_optimizer.param_groups)
     trainable = {id(p) for p in policy.parameters() if p.requires_grad}
-    assert actor | critic | log_std == trainable and not actor & critic
-    assert log_std == {id(policy.log_std)} and id(policy.value_net.weight) in critic
+    assert actor | critic | log_std == trainable and not actor & critic and not log_std & (actor | critic)
+    assert log_std == {id(policy.log_std)} and all(id(p) in critic for p in policy.value_net.parameters())
+    assert actor | log_std == {id(p) for p in policy.actor_parameters()}
+    assert critic == {id(p) for p in policy.critic_parameters()}
+
+
+def test_every_part_has_its_learning_rate() -> None:
+    policy = make_policy(log_std_learning_rate=0.25)
+    policy.set_learning_rates(0.5, 0.125)
+    assert [group["lr"] for group in policy.actor_optimizer.param_groups] == [0.5, 0.25]
+    assert [group["lr"] for group in policy.critic_optimizer.param_groups] == [0.125]
 
 
 def test_optimizer_class_and_kwargs() -> None:
     policy = make_policy(optimizer_class=th.optim.SGD, optimizer_kwargs=dict(momentum=0.5))
-    assert isinstance(policy.optimizer, th.optim.SGD)
-    assert all(group["momentum"] == 0.5 for group in policy.optimizer.param_groups)
+    for optimizer in (policy.actor_optimizer, policy.critic_optimizer):
+        assert isinstance(optimizer, th.optim.SGD)
+        assert all(group["momentum"] == 0.5 for group in optimizer.param_groups)
 
 
 def test_target_critic_starts_as_the_critic_and_follows_by_tau() -> None:
-    policy, observations = make_policy(critic_tau=0.25), th.randn(6, 3)
-    assert th.allclose(policy.predict_target_values(observations), policy.predict_values(observations).flatten())
+    policy, observations = make_policy(tau=0.25), th.randn(6, 3)
+    smallest = policy.predict_values(observations).amin(dim=1)
+    assert th.allclose(policy.target_values(observations), smallest)
     policy.update_averages()  # the first update copies, as torch's AveragedModel has it
-    before = policy.predict_target_values(observations)
+    before = policy.target_values(observations)
     with th.no_grad():
-        policy.value_net.bias += 8.0  # values rise by 8
+        for critic in policy.value_net.critics:  # type: ignore[union-attr]
+            critic[-1].bias += 8.0  # values rise by 8
     policy.update_averages()
-    assert th.allclose(policy.predict_target_values(observations), before + 2.0, atol=1e-5), "a quarter of the way"
+    assert th.allclose(policy.target_values(observations), before + 2.0, atol=1e-5), "a quarter of the way"
 
 
 def test_deterministic_predictions_are_of_the_averaged_actor() -> None:
-    policy, observations = make_policy(actor_window=1.0), th.randn(6, 3)
+    policy, observations = make_policy(), th.randn(6, 3)
     mean = lambda: policy.get_distribution(observations).distribution.mean  # noqa: E731
     before = mean()
     assert th.allclose(policy._predict(observations, deterministic=True), before), "it starts as the actor"
@@ -167,29 +185,33 @@ def test_deterministic_predictions_are_of_the_averaged_actor() -> None:
     with th.no_grad():
         policy.action_net.bias += 1.0
     assert not th.allclose(mean(), before) and th.allclose(policy._predict(observations, deterministic=True), before)
-    policy.update_averages()
+    for _ in range(18):
+        policy.update_averages()  # up to the tenth the average is the newest actor
+    assert th.allclose(policy._predict(observations, deterministic=True), mean(), atol=1e-6)
+    with th.no_grad():
+        policy.action_net.bias += 1.0
+    policy.update_averages()  # the twentieth: half way
     output = lambda bias: policy.action_net(policy.mlp_extractor.forward_actor(observations)) - 1.0 + bias  # noqa: E731
     assert th.allclose(policy._predict(observations, deterministic=True), policy._mean(output(0.5)), atol=1e-6)
     policy.log_std.data.fill_(-20.0)
     assert th.allclose(policy._predict(observations), mean(), atol=1.0), "exploring is of the actor itself"
 
 
-@pytest.mark.parametrize("window", [0.05, 0.2, 1.0])
-def test_the_average_is_of_the_latest_share_of_all_updates(window: float) -> None:
+def test_the_average_is_of_the_latest_tenth_of_all_updates() -> None:
     network = nn.Linear(1, 1)
-    average, n = WindowedAverage(network, window), 2000
+    average, n = RecentAverage(network), 2000
     for update in range(n):
         nn.init.constant_(network.weight, update)
         if update == n // 2:  # saved and loaded it goes on as it would have done
-            saved, average = average, WindowedAverage(network, window)
+            saved, average = average, RecentAverage(network)
             average.load_state_dict(saved.state_dict())
         average.update_parameters(network)
-    # In closed form: weights that grow as the power 1 / window - 1 of the update have their mean at n / (1 + window).
-    assert float(average.module.weight) == pytest.approx(n / (1.0 + window), rel=0.01)
+    # In closed form: weights that grow as the 9th power of the update have their mean at n / 1.1.
+    assert float(average.module.weight) == pytest.approx(n / 1.1, rel=0.002)
 
 
 def test_without_averaging_deterministic_predictions_are_the_mean() -> None:
-    policy, observations = make_policy(actor_window=0.0), th.randn(6, 3)
+    policy, observations = make_policy(average_actor=False), th.randn(6, 3)
     with th.no_grad():
         policy.action_net.bias += 1.0
     policy.update_averages()
@@ -207,7 +229,14 @@ def test_target_critic_gets_no_gradient() -> None:
 
 def test_saved_alone_it_acts_the_same(tmp_path: Path) -> None:
     policy = make_policy(
-        net_arch=dict(pi=[8], vf=[4]), activation_fn=nn.Tanh, layer_norm=False, min_std=0.02, log_std_init=-1.0, critic_tau=0.5
+        net_arch=dict(pi=[8], vf=[4]),
+        activation_fn=nn.Tanh,
+        min_std=0.02,
+        log_std_init=-1.0,
+        log_std_learning_rate=0.25,
+        average_actor=False,
+        tau=0.5,
+        n_critics=3,
     )
     policy.save(tmp_path / "policy")
     loaded = PolyGRADPolicy.load(tmp_path / "policy")
@@ -216,7 +245,10 @@ def test_saved_alone_it_acts_the_same(tmp_path: Path) -> None:
         loaded.predict(observations, deterministic=True)[0], policy.predict(observations, deterministic=True)[0]
     )
     assert th.equal(distribution(loaded, th.zeros(1, 3)).stddev, distribution(policy, th.zeros(1, 3)).stddev)
-    assert (loaded.min_std, loaded.critic_tau, loaded.layer_norm) == (0.02, 0.5, False)
+    settings = (loaded.min_std, loaded.log_std_learning_rate, loaded.average_actor, loaded.tau, loaded.n_critics)
+    assert settings == (0.02, 0.25, False, 0.5, 3)
+    tensor = th.as_tensor(observations)
+    assert th.equal(loaded.target_values(tensor), policy.target_values(tensor))
 
 
 def test_rejects_bad_arguments() -> None:
@@ -226,14 +258,14 @@ def test_rejects_bad_arguments() -> None:
         make_policy(min_std=0.5, log_std_init=-1.0)  # the floor is above the start
     with pytest.raises(ValueError, match="min_std"):
         make_policy(min_std=-0.1)
-    with pytest.raises(ValueError, match="actor_window"):
-        make_policy(actor_window=1.5)
-    for window in (None, "2", True, float("nan")):
-        with pytest.raises(TypeError, match="policy_kwargs: actor_window must be a finite number"):
-            make_policy(actor_window=window)
-    with pytest.raises(ValueError, match="log_std_rate"):
-        make_policy(log_std_rate=0.0)
-    with pytest.raises(ValueError, match="critic_tau"):
-        make_policy(critic_tau=0.0)
+    for value in (None, "2", True, float("nan")):
+        with pytest.raises(TypeError, match="policy_kwargs: tau must be a finite number"):
+            make_policy(tau=value)
+    with pytest.raises(TypeError, match="average_actor must be True or False"):
+        make_policy(average_actor=0.1)
+    with pytest.raises(ValueError, match="log_std_learning_rate"):
+        make_policy(log_std_learning_rate=-1.0)
+    with pytest.raises(ValueError, match="tau"):
+        make_policy(tau=0.0)
     with pytest.raises(TypeError, match="no_such_argument"):
         make_policy(no_such_argument=1)

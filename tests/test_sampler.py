@@ -11,12 +11,13 @@ import pytest
 import torch as th
 from torch.distributions import Normal
 
-from sb3_polygrad.common.controllers import DeltaController
 from sb3_polygrad.diffusion.base import Task
+from sb3_polygrad.diffusion.controllers import DeltaController
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion, Prediction
 from sb3_polygrad.diffusion.guidance import PolicyScoreGuidance
-from sb3_polygrad.diffusion.sampler import PolicyGuidedSampler
+from sb3_polygrad.diffusion.policy_guided import PolicyGuidedSampler
 from sb3_polygrad.diffusion.schedules import cosine_schedule
+from sb3_polygrad.world_models.diffusion import make_sampler
 from tests.toys import LinearPolicy
 
 HORIZON, ACTION_DIM = 3, 2
@@ -186,19 +187,21 @@ def test_epsilon_target_is_the_noise_that_was_added() -> None:
 
 
 def test_final_clip_bounds_the_change_of_the_states() -> None:
-    # The denoiser says 100 throughout. Unbounded the last state is 100; bounded over all steps each step moves 0.25 at most,
-    # and only the very last one, which returns the clean estimate, is free (as in the release).
+    # The denoiser says 100 throughout. Unbounded the last state is 100; bounded over the last ten steps each step moves 0.25
+    # at most, and only the very last one, which returns the clean estimate, is free (as in the release).
     seen: list[th.Tensor] = []
 
     def denoiser(noisy: th.Tensor, actions: th.Tensor, level: th.Tensor) -> th.Tensor:
         seen.append(noisy.clone())
         return th.full_like(noisy, 100.0)
 
-    sampler(8, final_clip=0.25, final_steps=8).sample(task(denoiser, th.zeros(400, 1)))
+    sampler(12, final_clip=0.25).sample(task(denoiser, th.zeros(400, 1)))
     changes = th.stack([(after - before)[:, 1:].mean() for before, after in pairwise(seen)])
-    assert th.allclose(changes, th.tensor(0.25), atol=0.15), "the mean moves by the bound, the rest is noise"
+    assert len(changes) == 11 and changes[0] > 0.5, "step 12 is not among the last ten, step 11 neither"
+    assert th.allclose(changes[2:], th.tensor(0.25), atol=0.15), "the mean moves by the bound, the rest is noise"
 
 
-def test_rejects_a_bound_that_stops_everything() -> None:
-    with pytest.raises(ValueError, match="final_clip must be positive, or None"):
-        sampler(4, final_clip=0.0)
+@pytest.mark.parametrize("name", ["final_clip", "clip_std", "delta", "noise_tau"])
+def test_a_setting_of_zero_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"world_model_kwargs\['sampler'\]: {name} must be greater than 0"):
+        make_sampler({"name": "policy_guided", name: 0.0}, HORIZON, th.ones(ACTION_DIM))

@@ -9,6 +9,7 @@ import torch as th
 
 from sb3_polygrad.diffusion.base import Task
 from sb3_polygrad.diffusion.staggered import StaggeredSampler, staggered_levels
+from sb3_polygrad.world_models.diffusion import make_sampler
 from tests.toys import LinearPolicy
 
 A = th.tensor([[0.9, 0.3], [-0.2, 0.8]])
@@ -98,17 +99,18 @@ def test_one_level_and_lag_one_cleans_one_state_per_call() -> None:
 # ---------------------------------------------------------------------- training examples
 
 
-@pytest.mark.parametrize("flat_share", [0.0, 0.3, 1.0])
-def test_corrupted_windows_have_a_ramp_of_noise(flat_share: float) -> None:
+@pytest.mark.parametrize("flat_fraction", [0.0, 0.3, 1.0])
+def test_corrupted_segments_have_a_ramp_of_noise(flat_fraction: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_polygrad.diffusion.staggered.FLAT_FRACTION", flat_fraction)
     batch, horizon = 5_000, 6
     clean, actions = th.full((batch, horizon + 1, 2), 3.0), th.randn(batch, horizon, 1)
-    noisy, seen_actions, level, target = StaggeredSampler(horizon, flat_share=flat_share).corrupt(clean, actions)
+    noisy, seen_actions, level, target = StaggeredSampler(horizon).corrupt(clean, actions)
     assert th.equal(noisy[:, 0], clean[:, 0]), "the start is never noisy"
     assert th.equal(target, clean) and th.equal(seen_actions, actions)
     assert level.shape == (batch, horizon) and level.min() >= 0.0 and level.max() <= 1.0
     assert (level.diff(dim=1) >= -1e-6).all(), "later states are never cleaner"
     flat = (level.amax(dim=1) - level.amin(dim=1) < 1e-6) & (level[:, 0] > 0.0) & (level[:, 0] < 1.0)
-    assert flat.float().mean().item() == pytest.approx(flat_share, abs=0.03)
+    assert flat.float().mean().item() == pytest.approx(flat_fraction, abs=0.03)
     assert level.amax(dim=0).min() > 0.99 and level.amin(dim=0).max() < 0.01, "every state is seen at all levels"
     # What is left after the signal is standard normal noise.
     angle = level[..., None] * math.pi / 2
@@ -117,19 +119,10 @@ def test_corrupted_windows_have_a_ramp_of_noise(flat_share: float) -> None:
     assert noise.std().item() == pytest.approx(1.0, abs=4 / math.sqrt(noise.numel()))
 
 
-@pytest.mark.parametrize("n_levels", [1, 4])
-def test_single_steps_have_the_levels_of_sampling(n_levels: int) -> None:
-    th.manual_seed(0)
-    sampler = StaggeredSampler(5, n_levels, float(n_levels))
-    corrupted = sampler.corrupt(th.ones(500, 2, 3), th.zeros(500, 1, 2))
-    visited = sampler.levels[:-1, 1]
-    assert corrupted.level.unique().tolist() == pytest.approx(visited[visited > 0.0].sort().values.tolist())
-    assert (corrupted.noisy[:, 0] == 1.0).all()
-
-
-def test_flat_ramps_are_favoured() -> None:
+def test_flat_ramps_are_favoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_polygrad.diffusion.staggered.FLAT_FRACTION", 0.0)
     # The slope is the square of a uniform number: half of the ramps rise by less than 0.25 per step, some more by the cut.
-    level = StaggeredSampler(6, flat_share=0.0).corrupt(th.zeros(5_000, 7, 1), th.zeros(5_000, 6, 1)).level
+    level = StaggeredSampler(6).corrupt(th.zeros(5_000, 7, 1), th.zeros(5_000, 6, 1)).level
     assert 0.5 < (level.diff(dim=1).amax(dim=1) < 0.25).float().mean() < 0.65
 
 
@@ -202,7 +195,10 @@ def test_a_clean_state_never_changes_again() -> None:
 
 
 def test_rejects_bad_settings() -> None:
-    with pytest.raises(ValueError, match="n_levels must be at least 1"):
-        StaggeredSampler(5, n_levels=0)
-    with pytest.raises(ValueError, match="lag must not be negative"):
-        StaggeredSampler(5, lag=-1.0)
+    for settings, fault in (({"n_levels": 0}, "n_levels must be at least 1"), ({"lag": -1.0}, "lag must be at least 0")):
+        with pytest.raises(ValueError, match=fault):
+            make_sampler({"name": "staggered", **settings}, 5, th.ones(1))
+
+
+def test_a_longer_lag_costs_no_iterations_in_which_nothing_changes() -> None:
+    assert th.equal(StaggeredSampler(4, n_levels=2, lag=7.0).levels, StaggeredSampler(4, n_levels=2, lag=2.0).levels)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch as th
 
-from sb3_polygrad.denoisers.transformer import Transformer
-from sb3_polygrad.world_models.factory import build_diffusion, build_world_model
+from sb3_polygrad.diffusion.transformer import Transformer
+from sb3_polygrad.world_models.make import make_world_model
 
 CHANNELS, ACTION_DIM, BATCH = 3, 2, 5
 
 
 def transformer(horizon: int, n_layers: int = 3) -> Transformer:
     th.manual_seed(0)
-    return Transformer(horizon, CHANNELS, ACTION_DIM, width=16, n_layers=n_layers, n_heads=4)
+    return Transformer(horizon, CHANNELS, ACTION_DIM, width=16, n_layers=n_layers)
 
 
 def inputs(horizon: int, staggered: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
@@ -61,27 +61,7 @@ def test_equal_tokens_at_different_steps_are_told_apart() -> None:
     assert (output.diff(dim=1).abs().amax(dim=2) > 1e-4).all()
 
 
-def test_width_must_be_shared_equally_by_the_heads() -> None:
-    with pytest.raises(ValueError, match="width=30 must be a multiple of n_heads=4"):
-        build_diffusion(1, -th.ones(1), th.ones(1), 4, denoiser="transformer", width=30)
-
-
-@pytest.mark.parametrize(
-    ("denoiser", "horizon", "width"), [("residual_mlp", 10, 1024), ("residual_mlp", 11, 2048), ("transformer", 200, 312)]
-)
-def test_no_width_is_the_papers(denoiser: str, horizon: int, width: int) -> None:
-    model = build_diffusion(1, -th.ones(1), th.ones(1), horizon, denoiser=denoiser, width=None, n_layers=1)
-    assert any(isinstance(m, th.nn.LayerNorm) and m.normalized_shape == (width,) for m in model.denoiser.modules())
-
-
-@pytest.mark.parametrize(
-    ("settings", "unused"),
-    [
-        ({"n_heads": 2}, "n_heads belong to another denoiser than 'markov_mlp'"),
-        ({"sampler": "policy_guided", "guidance": "random_actions", "delta": 0.1}, "delta belong to another guidance"),
-        ({"sampler": "policy_guided", "lag": 2.0}, "lag belong to another sampler than 'policy_guided'"),
-    ],
-)
-def test_settings_without_effect_are_warned_about(settings: dict, unused: str) -> None:
-    with pytest.warns(UserWarning, match=unused):
-        build_world_model("diffusion", 1, -th.ones(1), th.ones(1), 4, {"width": 8, **settings})
+@pytest.mark.parametrize(("world_model", "kwargs"), [("diffusion", {"denoiser": "transformer"}), ("transformer", {})])
+def test_width_must_be_shared_equally_by_the_heads(world_model: str, kwargs: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="world_model_kwargs: width=30 must be a multiple of the 4 attention heads"):
+        make_world_model(world_model, 1, -th.ones(1), th.ones(1), 4, {"width": 30, **kwargs})

@@ -13,8 +13,8 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_polygrad.buffers import ImaginedRolloutBuffer, ImaginedSamples
 from sb3_polygrad.common.line_search import scale_step
+from sb3_polygrad.imagined_buffer import ImaginedRolloutBuffer, ImaginedSamples
 from sb3_polygrad.updates import (
     UPDATES,
     A2CUpdate,

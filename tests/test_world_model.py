@@ -1,4 +1,4 @@
-"""What the diffusion world model decodes, and how it learns; the contract is in test_world_model_contract.py."""
+"""What world models in standardised units decode, and how they learn; the contract is in test_world_model_contract.py."""
 
 from __future__ import annotations
 
@@ -10,20 +10,35 @@ import torch as th
 from torch import nn
 from torch.distributions import Normal
 
-from sb3_polygrad.denoisers.base import Denoiser
+from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.diffusion.denoiser import Denoiser
 from sb3_polygrad.diffusion.staggered import StaggeredSampler
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
-from tests.known_system import HIGH, HORIZON, LOW, build, fitted, observe, policy, real_windows
+from sb3_polygrad.world_models.standardized import StandardizedWorldModel
+from tests.known_system import HIGH, HORIZON, LOW, build, cut, fitted, observe, policy, real_windows
 
 
-@pytest.mark.parametrize("name", ["staggered", "policy_guided"])
-def test_adapt_reports_what_there_is_to_log(name: str) -> None:
-    metrics = build(name, delta=0.01, delta_lr=0.1).adapt(th.tensor(2.0), th.tensor([0.7]))
-    if name == "staggered":
-        assert metrics == {}, "nothing to tune"
-    else:
-        assert metrics["delta"].item() == pytest.approx(0.01 * math.exp(0.1)), "Eq. 10"
-        assert metrics["delta_at_bound"].item() == 0.0
+def imagined_with(noise: th.Tensor, std: float) -> Trajectory:
+    """A batch whose standardised actions, under N(0, std²), are the given ones, ``(batch, horizon, 1)``."""
+    ones = th.ones(noise.shape[:2])
+    return Trajectory(th.zeros(len(noise), noise.shape[1] + 1, 2), std * noise, ones, 0.0 * ones, ones)
+
+
+def test_the_controller_of_delta_learns_from_an_imagined_batch() -> None:
+    model = build("policy_guided", sampler=dict(n_diffusion_steps=4, delta=0.01, delta_lr=0.1))
+    noise = th.randn(50, HORIZON, 1)
+    noise = 2.0 * (noise - noise.mean()) / noise.std(correction=0)
+    metrics = model.adapt(imagined_with(noise, 0.7), lambda obs: Normal(th.zeros_like(obs[..., :1]), 0.7))
+    assert metrics["action_std"].item() == pytest.approx(2.0, rel=1e-5)
+    assert metrics["delta"].item() == pytest.approx(0.01 * math.exp(0.1), rel=1e-5), "Eq. 10"
+    assert metrics["delta_at_bound"].item() == 0.0
+    assert abs(metrics["action_mean"]) < 1e-5 and metrics["action_ks"] > 0.1
+    assert all(value.shape == () and not value.requires_grad for value in metrics.values())
+
+
+def test_where_actions_are_draws_there_is_nothing_to_tune() -> None:
+    for name in ("staggered", "ensemble"):
+        assert build(name).adapt(imagined_with(th.randn(5, HORIZON, 1), 0.7), policy) == {}
 
 
 # ---------------------------------------------------------------------- an oracle in place of the network
@@ -53,6 +68,11 @@ class Oracle(Denoiser):
         return th.stack(states, dim=1)
 
 
+def show(model: DiffusionWorldModel, values: th.Tensor, terminals: th.Tensor) -> None:
+    """Steps whose observations, successors, actions and rewards are all the given ones, ``(n, 1)``."""
+    model.observe(Trajectory(th.stack([values, values], dim=1), values[:, None], values, terminals, th.ones_like(values)))
+
+
 def pretend_fitted(model: DiffusionWorldModel) -> None:
     """As if it had been saved after a gradient step and loaded."""
     model.load_state_dict({**model.state_dict(), "fitted": th.tensor(1.0)})
@@ -60,9 +80,9 @@ def pretend_fitted(model: DiffusionWorldModel) -> None:
 
 def oracle_model(constant: float | None = None, endings_seen: bool = True) -> DiffusionWorldModel:
     """A world model of one observation whose standardised units are the environment's own."""
-    model = DiffusionWorldModel(1, LOW, HIGH, HORIZON, Oracle(constant), StaggeredSampler(HORIZON, 1, 1.0))
+    model = DiffusionWorldModel(1, LOW, HIGH, HORIZON, Oracle(constant), sampler=StaggeredSampler(HORIZON, 1, 1.0))
     both = th.tensor([[-1.0], [1.0]])  # mean 0, standard deviation 1
-    model.observe(both, both, both, th.cat([both, th.tensor([[0.0], [float(endings_seen)]])], dim=1))
+    show(model, both, th.tensor([[0.0], [float(endings_seen)]]))
     pretend_fitted(model)
     return model
 
@@ -102,70 +122,86 @@ def test_imagined_values_stay_near_what_was_seen(constant: float) -> None:
 # ---------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("ema_every", [1, 3])
-def test_the_average_that_imagines_is_an_ema(ema_every: int) -> None:
-    model = build(ema_decay=0.75, ema_every=ema_every, learning_rate=0.01)
-    assert isinstance(model, DiffusionWorldModel)
+LEARNERS = ["staggered", "policy_guided", "ensemble", "transformer"]
+
+
+def learn(model: StandardizedWorldModel, data: Trajectory) -> None:
+    model.fit(cut(data, model.window))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_average_that_imagines_is_an_ema(name: str) -> None:
+    model = build(name, ema_decay=0.75, learning_rate=0.01)
+    assert isinstance(model, StandardizedWorldModel)
     data = real_windows(32)
     observe(model, data)
-    expected = None
+    expected: dict[str, th.Tensor] = {}
     for step in range(7):
-        model.fit(data)
-        if step % ema_every == 0:
-            weight = model.denoiser.head.weight.detach()  # type: ignore[union-attr]
-            expected = weight.clone() if expected is None else 0.75 * expected + 0.25 * weight
-    assert th.allclose(model.average.module.head.weight, expected, atol=1e-6)  # type: ignore[union-attr, arg-type]
+        learn(model, data)
+        for key, parameter in model.network.named_parameters():
+            expected[key] = parameter.detach().clone() if step == 0 else 0.75 * expected[key] + 0.25 * parameter.detach()
+    for key, parameter in model.average.module.named_parameters():
+        assert th.allclose(parameter, expected[key], atol=1e-6), key
 
 
-@pytest.mark.parametrize("name", ["staggered", "policy_guided"])
+@pytest.mark.parametrize("name", ["staggered", "policy_guided", "ensemble"])
 def test_weight_decay_is_of_the_inner_matrices_alone(name: str) -> None:
     before, after = [], []
     for weight_decay in (0.0, 0.5):
         th.manual_seed(0)
         model = build(name, learning_rate=0.01, weight_decay=weight_decay)
-        assert isinstance(model, DiffusionWorldModel)
+        assert isinstance(model, StandardizedWorldModel)
         data = real_windows(32)
         observe(model, data)
-        before.append({key: p.detach().clone() for key, p in model.denoiser.named_parameters()})
+        before.append({key: p.detach().clone() for key, p in model.network.named_parameters()})
         th.manual_seed(1)
-        model.fit(data)
-        after.append(dict(model.denoiser.named_parameters()))
+        learn(model, data)
+        after.append(dict(model.network.named_parameters()))
+    decayed = []
     for key, start in before[0].items():
-        share = 0.01 * 0.5 if start.dim() > 1 and not key.startswith("head") else 0.0
-        assert th.equal(start, before[1][key]) and th.allclose(after[1][key], after[0][key] - share * start, atol=1e-6), key
+        decays = key.endswith("weight") and start.dim() > 1 and not key.startswith("head")
+        decayed += [key] if decays else []
+        fraction = 0.01 * 0.5 if decays else 0.0
+        assert th.equal(start, before[1][key]) and th.allclose(after[1][key], after[0][key] - fraction * start, atol=1e-6), key
+    assert "project.weight" in decayed and {"blocks.0.weight", "blocks.0.2.weight"} & set(decayed)
 
 
 def test_weight_decay_is_not_negative() -> None:
-    with pytest.raises(ValueError, match="weight_decay must not be negative"):
+    with pytest.raises(ValueError, match="weight_decay must be at least 0"):
         build(weight_decay=-0.1)
     with pytest.raises(ValueError, match="weight_decay times learning_rate must be less than 1"):
         build(weight_decay=2_000.0, learning_rate=1e-3)
 
 
-def test_imagines_with_the_average() -> None:
-    model, start, imagined = fitted(), real_windows(4).observations[:, 0], []
+@pytest.mark.parametrize("name", LEARNERS)
+def test_imagines_with_the_average(name: str) -> None:
+    model, start, imagined = fitted(name), real_windows(4).observations[:, 0], []
+    assert isinstance(model, StandardizedWorldModel)
     for _ in range(2):
         th.manual_seed(1)
         imagined.append(model.imagine(start, policy).observations)
-        for parameter in model.denoiser.parameters():  # type: ignore[union-attr, operator]
+        for parameter in model.network.parameters():
             parameter.detach().zero_()
     assert th.equal(imagined[0], imagined[1])
 
 
-def test_fit_leaves_the_average_out_of_the_gradient() -> None:
-    model = fitted()
-    assert isinstance(model, DiffusionWorldModel)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_fit_leaves_the_average_out_of_the_gradient(name: str) -> None:
+    model = fitted(name)
+    assert isinstance(model, StandardizedWorldModel)
     assert all(p.grad is None and not p.requires_grad for p in model.average.parameters())
 
 
-def test_gradient_norm_is_bounded() -> None:
+@pytest.mark.parametrize("name", LEARNERS)
+def test_gradient_norm_is_bounded(name: str) -> None:
     # SGD in place of Adam: the step is the learning rate times the clipped gradient.
-    model = build(max_grad_norm=1e-3)
-    assert isinstance(model, DiffusionWorldModel)
-    model.optimizer = th.optim.SGD(model.denoiser.parameters(), lr=1.0)
-    before = nn.utils.parameters_to_vector(model.denoiser.parameters()).detach()
-    model.fit(real_windows(16))
-    step = nn.utils.parameters_to_vector(model.denoiser.parameters()) - before
+    model = build(name)
+    assert isinstance(model, StandardizedWorldModel)
+    model.fit_settings = model.fit_settings._replace(max_grad_norm=1e-3)
+    model.optimizer = th.optim.SGD(model.network.parameters(), lr=1.0)
+    before = nn.utils.parameters_to_vector(model.network.parameters()).detach()
+    learn(model, real_windows(16))
+    step = nn.utils.parameters_to_vector(model.network.parameters()) - before
     assert step.norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
@@ -180,14 +216,21 @@ class Undecided(Denoiser):
         return th.zeros_like(noisy) + th.tensor([0.0, 0.0, (0.3 - 0.5) / 0.5])
 
 
-@pytest.mark.parametrize(("n_levels", "share"), [(1, 0.3), (2, 0.0)])
-def test_an_expected_ending_is_drawn_and_a_drawn_one_cut(n_levels: int, share: float) -> None:
-    model = DiffusionWorldModel(1, LOW, HIGH, HORIZON, Undecided(), StaggeredSampler(HORIZON, n_levels, float(n_levels)))
-    both = th.tensor([[-1.0], [1.0]])
-    model.observe(both, both, both, th.cat([both, th.tensor([[0.0], [1.0]])], dim=1))
+def test_an_ending_that_was_sampled_is_cut_at_one_half() -> None:
+    model = DiffusionWorldModel(1, LOW, HIGH, HORIZON, Undecided(), sampler=StaggeredSampler(HORIZON, 2, 2.0))
+    show(model, th.tensor([[-1.0], [1.0]]), th.tensor([[0.0], [1.0]]))
     pretend_fitted(model)
-    th.manual_seed(0)
-    trajectory = model.imagine(th.zeros(20_000, 1), constant_policy(0.0))
-    survived = trajectory.mask.mean(dim=0)
-    expected = (1.0 - share) ** th.arange(HORIZON)
-    assert survived.tolist() == pytest.approx(expected.tolist(), abs=0.015)
+    assert model.imagine(th.zeros(2_000, 1), constant_policy(0.0)).terminals.sum() == 0.0
+
+
+@pytest.mark.parametrize("name", ["ensemble", "stochastic ensemble", "transformer"])
+def test_a_probability_of_an_ending_is_drawn(name: str) -> None:
+    model = fitted(name)
+    assert isinstance(model, StandardizedWorldModel)
+    head = model.average.module.head
+    layer = head[-1] if isinstance(head, nn.Sequential) else head
+    for parameter in layer.parameters():  # of shapes (..., outputs) but for nn.Linear's weight, whose outputs come first
+        parameter.detach().zero_()
+    layer.bias.detach()[..., -1] = math.log(0.3 / 0.7)
+    survived = model.imagine(real_windows(20_000).observations[:, 0], policy).mask.mean(dim=0)
+    assert survived.tolist() == pytest.approx((0.7 ** th.arange(HORIZON)).tolist(), abs=0.015)

@@ -16,8 +16,8 @@ from torch.distributions.transforms import TanhTransform
 from sb3_polygrad import PolyGRAD
 from sb3_polygrad.common.on_policy import action_autocorrelation, action_std, ks_distance
 from sb3_polygrad.common.trajectory import Trajectory, mask_after_ending
-from sb3_polygrad.world_models.base import Context, WorldModel
-from sb3_polygrad.world_models.factory import BUILDERS, PAPER_SIZES, build_world_model
+from sb3_polygrad.world_models.ensemble import EnsembleWorldModel
+from sb3_polygrad.world_models.make import WORLD_MODELS, make_world_model
 from tests.known_system import (
     ACTION_DIM,
     HIGH,
@@ -43,7 +43,7 @@ def starts(batch: int) -> th.Tensor:
 
 
 def test_every_kind_is_here() -> None:
-    assert {world_model for world_model, _ in MODELS.values()} == set(BUILDERS)
+    assert {world_model for world_model, _ in MODELS.values()} == set(WORLD_MODELS)
 
 
 # ---------------------------------------------------------------------- what it imagines
@@ -126,19 +126,22 @@ def test_any_policy_that_is_a_function_of_state_and_noise_will_do(name: str) -> 
 
 
 @every_model
-def test_a_context_is_taken(name: str) -> None:
-    before = real_windows(5)
-    context = Context(before.observations[:, :-1], before.actions)
-    trajectory = fitted(name).imagine(before.observations[:, -1], policy, context)
-    assert all(th.isfinite(tensor).all() for tensor in trajectory)
-    assert th.equal(trajectory.observations[:, 0], before.observations[:, -1])
-
-
-@every_model
-def test_no_gradient_reaches_the_policy(name: str) -> None:
+def test_no_gradient_reaches_the_policy_unless_it_is_asked_for(name: str) -> None:
     gain = nn.Parameter(th.tensor(0.5))
-    fitted(name).imagine(starts(3), lambda obs: Normal(gain * (obs[..., :1] - 100.0), 0.5))
-    assert gain.grad is None
+    model, pushes = fitted(name), lambda obs: Normal(gain * (obs[..., :1] - 100.0), 0.5)
+    assert not any(tensor.requires_grad for tensor in model.imagine(starts(3), pushes))
+    if not model.differentiable:
+        with pytest.raises(ValueError, match=f"{type(model).__name__} has no gradients"):
+            model.imagine(starts(3), pushes, differentiable=True)
+        return
+    imagined = model.imagine(starts(3), pushes, differentiable=True)
+    assert all(th.isfinite(tensor).all() for tensor in imagined)
+    for field in ("actions", "rewards", "observations"):
+        gradient = th.autograd.grad(getattr(imagined, field).sum(), gain, retain_graph=True)[0]
+        assert th.isfinite(gradient) and gradient != 0.0, field
+    model.zero_grad()
+    imagined.rewards.sum().backward()
+    assert gain.grad is not None and all(parameter.grad is None for parameter in model.parameters())
 
 
 @every_model
@@ -173,7 +176,7 @@ def test_same_seed_same_trajectories(name: str) -> None:
 @every_model
 def test_state_dict_restores_what_it_imagines(name: str) -> None:
     model, other = fitted(name), build(name)
-    model.adapt(th.tensor(1.3), th.tensor([0.7]))
+    model.adapt(model.imagine(starts(8), policy), policy)
     other.load_state_dict(model.state_dict())
     other.optimizer.load_state_dict(copy.deepcopy(model.optimizer.state_dict()))  # torch would share the tensors
     start, batch = starts(8), real_windows(32)
@@ -243,14 +246,16 @@ def test_fit_reports_detached_scalars(name: str) -> None:
 
 
 # name: (gradient steps, settings, largest squared error of states, of rewards, smallest share of endings told right)
+WIDER: dict[str, Any] = dict(width=64, n_layers=2, learning_rate=2e-3)
 LEARNING: dict[str, tuple[int, dict[str, Any], float, float, float]] = {
-    "staggered": (1_500, dict(width=64, n_layers=2, learning_rate=2e-3), 0.03, 0.08, 0.95),
-    "policy_guided": (1_500, dict(width=64, n_layers=2, learning_rate=2e-3, n_diffusion_steps=16), 0.03, 0.08, 0.95),
-    "transformer staggered": (600, dict(width=64, n_layers=2, learning_rate=2e-3), 0.03, 0.08, 0.95),
+    "staggered": (1_500, WIDER, 0.03, 0.08, 0.95),
+    "policy_guided": (1_500, dict(WIDER, sampler=dict(n_diffusion_steps=16)), 0.03, 0.08, 0.95),
+    "transformer staggered": (600, WIDER, 0.03, 0.08, 0.95),
     "autoregressive_diffusion": (1_000, dict(learning_rate=3e-3), 1e-3, 3e-3, 0.95),
-    "transformer": (1_000, dict(learning_rate=3e-3), 1e-3, 2e-3, 0.97),
+    "transformer": (600, dict(learning_rate=3e-3), 1e-3, 2e-3, 0.97),
     "rssm": (300, dict(learning_rate=6e-3, width=32, n_variables=6, n_classes=6), 0.15, 0.2, 0.9),
     "ensemble": (1_000, dict(learning_rate=3e-3), 1e-3, 1e-3, 0.95),
+    "stochastic ensemble": (1_500, dict(learning_rate=3e-3), 3e-3, 5e-3, 0.95),
 }
 
 
@@ -271,34 +276,107 @@ def test_learns_a_known_system(name: str) -> None:
 
 
 def test_every_kind_learns() -> None:
-    assert {MODELS[name][0] for name in LEARNING} == set(BUILDERS)
+    assert {MODELS[name][0] for name in LEARNING} == set(WORLD_MODELS)
 
 
-# ---------------------------------------------------------------------- names and sizes
+# ---------------------------------------------------------------------- the ensemble's members
+
+MEMBERS = 3
+kinds = pytest.mark.parametrize("stochastic", [False, True])
+batches = pytest.mark.parametrize("batch", [1, 2, 3, 7, 12])
 
 
-@pytest.mark.parametrize("world_model", PAPER_SIZES)
-def test_paper_size_is_a_setting(world_model: str) -> None:
-    def n_weights(**kwargs: Any) -> int:
-        model: WorldModel = build_world_model(world_model, 17, th.full((6,), -1.0), th.ones(6), 10, kwargs)
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-    assert n_weights(size="paper") > n_weights() == n_weights(size="default")
-    some_width = next(key for key in PAPER_SIZES[world_model] if key.endswith("width"))
-    assert n_weights(size="paper", **{some_width: 16}) < n_weights(size="paper"), "what is given beside it wins"
+def ensemble(stochastic: bool, n_fits: int = 3) -> EnsembleWorldModel:
+    model = fitted("ensemble", n_fits, stochastic=stochastic, n_members=MEMBERS)
+    assert isinstance(model, EnsembleWorldModel)
+    return model
 
 
-def test_size_is_refused_where_it_means_nothing() -> None:
-    with pytest.raises(ValueError, match="polygrad-paper"):
-        build_world_model("diffusion", 2, LOW, HIGH, HORIZON, {"size": "paper"})
-    with pytest.raises(ValueError, match="did you mean 'paper'"):
-        build_world_model("ensemble", 2, LOW, HIGH, HORIZON, {"size": "papr"})
+@batches
+@kinds
+def test_each_row_of_a_batch_teaches_one_member(stochastic: bool, batch: int) -> None:
+    # SGD in place of Adam: a member moves by the sum of the gradients of its rows, so that one row's reward moves one member.
+    model, segments = ensemble(stochastic), cut(real_windows(batch), 1)
+    model.fit_settings = model.fit_settings._replace(max_grad_norm=1e9)
+    taught = []
+
+    def head_after(rewards: th.Tensor) -> th.Tensor:
+        learner = copy.deepcopy(model)
+        learner.optimizer = th.optim.SGD(learner.network.parameters(), lr=0.1)
+        learner.fit(segments._replace(rewards=rewards))
+        return learner.network.head.bias.detach()  # type: ignore[union-attr, return-value]
+
+    before = head_after(segments.rewards)
+    for row in range(batch):
+        rewards = segments.rewards.clone()
+        rewards[row] += 5.0
+        moved = (head_after(rewards) - before).flatten(1).abs().amax(dim=1) > 1e-6
+        assert moved.sum() == 1, f"row {row} teaches {int(moved.sum())} members"
+        taught.append(int(moved.nonzero()))
+    if batch >= 7:
+        assert set(taught) == set(range(MEMBERS)), "no member is left out"
+
+
+@batches
+@kinds
+def test_each_row_of_a_batch_is_imagined_by_one_member(stochastic: bool, batch: int) -> None:
+    # Member k predicts the reward k (in standardised units) in its first output after the observation, without any noise.
+    model = ensemble(stochastic)
+    for parameter in model.average.module.parameters():
+        parameter.detach().zero_()
+    bias = model.average.module.head.bias.detach()  # type: ignore[union-attr]
+    bias[:, 0, OBS_DIM] = th.arange(MEMBERS) - 1.0  # type: ignore[index]
+    if stochastic:
+        model.average.module.max_log_variance_bias.detach().fill_(-30.0)  # type: ignore[union-attr, operator]
+        model.average.module.min_log_variance_bias.detach().fill_(-60.0)  # type: ignore[union-attr, operator]
+    model.horizon = 200
+    rewards = model.imagine(starts(batch), policy).rewards
+    normalizer = model.outcome_normalizer
+    member = (rewards - normalizer.mean[0].float()) / normalizer.std[0] + 1.0
+    assert th.allclose(member, member.round(), atol=1e-3), "a member, and no mixture of several"
+    for row in member.round():
+        counts = th.bincount(row.long(), minlength=MEMBERS)
+        assert counts.min() > 200 / MEMBERS - 30, "every trajectory meets every member equally often"
+    if batch > MEMBERS:
+        assert (member.round().amax(dim=0) > member.round().amin(dim=0)).all(), "a batch is divided among the members"
+
+
+def random_system(batch: int, horizon: int = 1) -> Trajectory:
+    """``s' = 0.9 s + 0.3 a + σ(s) ε``, σ = 0.1 for s < 0 and else 0.4; reward ``s + 0.2 ε``; nothing ends."""
+    states, rewards, actions = [th.randn(batch, 1)], [], th.rand(batch, horizon, 1) * 2 - 1
+    for t in range(horizon):
+        now = states[-1]
+        states.append(0.9 * now + 0.3 * actions[:, t] + th.where(now < 0.0, 0.1, 0.4) * th.randn_like(now))
+        rewards.append((now + 0.2 * th.randn_like(now))[:, 0])
+    nothing = th.zeros(batch, horizon)
+    return Trajectory(th.stack(states, dim=1), actions, th.stack(rewards, dim=1), nothing, nothing + 1.0)
+
+
+@kinds
+def test_a_stochastic_ensemble_learns_and_imagines_the_spread_of_a_random_system(stochastic: bool) -> None:
+    kwargs = dict(width=32, n_layers=1, n_members=MEMBERS, learning_rate=3e-3, stochastic=stochastic)
+    model, data = make_world_model("ensemble", 1, LOW, HIGH, 1, kwargs), random_system(20_000)
+    model.observe(data)
+    for _ in range(1_000):
+        rows = th.randint(len(data.rewards), (256,))
+        model.fit(Trajectory(*(tensor[rows] for tensor in data)))
+    for state, std in ((-1.0, 0.1), (1.0, 0.4)):
+        imagined = model.eval().imagine(th.full((20_000, 1), state), lambda obs: Normal(th.full_like(obs, 0.5), 1e-6))
+        after, rewards = imagined.observations[:, 1, 0], imagined.rewards[:, 0]
+        assert after.mean().item() == pytest.approx(0.9 * state + 0.3 * 0.5, abs=0.06)
+        assert rewards.mean().item() == pytest.approx(state, abs=0.06)
+        if stochastic:
+            assert after.std().item() == pytest.approx(std, rel=0.2)
+            assert rewards.std().item() == pytest.approx(0.2, rel=0.2)
+            assert ks_distance((after - after.mean()) / after.std()) < 0.03, "a Gaussian"
+        else:
+            assert after.std() < 0.05 and rewards.std() < 0.05, "members that predict means differ by their errors alone"
 
 
 # ---------------------------------------------------------------------- in the algorithm
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name][0] != "diffusion"])
+@pytest.mark.parametrize("name", ["ensemble", "staggered", "autoregressive_diffusion", "transformer", "rssm"])
 def test_polygrad_learns_with_it(name: str, tmp_path: Path) -> None:
     world_model, kwargs = MODELS[name]
     settings = yaml.safe_load(yaml.safe_dump({**TINY, "world_model": world_model, "world_model_kwargs": kwargs}))
@@ -310,12 +388,12 @@ def test_polygrad_learns_with_it(name: str, tmp_path: Path) -> None:
     imagined = []
     for each in (model, loaded):
         th.manual_seed(0)
-        imagined.append(each.imagine(8, th.zeros(8, 1)))
+        imagined.append(each.imagine(th.zeros(8, 1)))
     assert all(th.equal(a, b) for a, b in zip(*imagined, strict=True))
     loaded.learn(100)
 
 
-def test_windows_are_not_touched_by_fit() -> None:
+def test_segments_are_not_touched_by_fit() -> None:
     for name in MODELS:
         model = fitted(name)
         batch = cut(real_windows(16), model.window)

@@ -5,15 +5,15 @@ Algorithms on equal terms: several algorithms, environments and seeds, and a rep
         --steps 20000 --jobs 2 --out runs/comparison
     python -m sb3_polygrad.benchmark.compare report runs/comparison
 
-``run`` writes a csv file per run (a row per evaluation, as it is made) and json beside it (command, versions, settings).
 Settings are those of ``hyperparams/ALGORITHM.yml``. The same command again resumes what was interrupted, more ``--steps``
-extend what is there: a run that is complete is skipped, PolyGRAD resumes from its latest checkpoint in ``--store``, the others
-begin anew (their former files are kept as ``NAME.csv.before``). ``docs/comparison.md`` explains the protocol and every column.
+extend it: a complete run is skipped, PolyGRAD resumes from its checkpoints in ``--store``, the others begin anew (their former
+files are kept as ``NAME.csv.before``). ``docs/comparison.md`` explains the protocol and every column.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import traceback
@@ -30,29 +30,16 @@ from sb3_polygrad.hyperparams_loader import constructor_arguments, load_hyperpar
 
 def runs_of(args: argparse.Namespace) -> list[Run]:
     """All runs that the command line asks for; first one seed of everything, then the next."""
-    return [
-        Run(
-            algorithm,
-            env,
-            seed,
-            args.steps,
-            args.every,
-            args.episodes,
-            load_hyperparams(args.hyperparams or algorithm, env) | args.kwargs,
-            args.label or "",
-            args.threads,
-            args.device,
-        )
-        for seed in args.seeds
-        for env in args.envs
-        for algorithm in args.algos
-    ]
+    runs = []
+    for seed, env, algorithm in itertools.product(args.seeds, args.envs, args.algos):
+        settings = load_hyperparams(args.hyperparams or algorithm, env) | args.kwargs
+        protocol = args.steps, args.every, args.episodes
+        runs.append(Run(algorithm, env, seed, *protocol, settings, args.label or "", args.threads, args.device))
+    return runs
 
 
 def attempt(run: Run, out: Path, store: Path, facts: dict[str, Any]) -> tuple[str, str, str | None]:
-    """
-    :return: name of the run, what was done, and the error that ended it, if one did: no run takes the others with it
-    """
+    """Name of the run, what was done, and the error that ended it, if one did: no run takes the others with it."""
     try:
         return run.name, execute(run, out, store, facts), None
     except Exception as error:
@@ -79,16 +66,7 @@ def report(args: argparse.Namespace) -> None:
     from sb3_polygrad.benchmark.report import write_report  # here only: runs do without rliable and figures
 
     facts = provenance("sb3_polygrad.benchmark.compare")
-    page = write_report(
-        args.folder,
-        args.out or args.folder / "report",
-        facts,
-        at=args.at,
-        ours=args.ours,
-        reference=args.reference,
-        targets=dict(args.target),
-        anchors=args.anchors,
-    )
+    page = write_report(args.folder, args.out or args.folder / "report", facts, args.at, args.ours)
     print(f"Written: {page}")
 
 
@@ -98,12 +76,6 @@ def at_least_one(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
-
-
-def target(text: str) -> tuple[str, float]:
-    """``Hopper-v5=1000``"""
-    env, _, value = text.rpartition("=")
-    return env, float(value)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -131,13 +103,8 @@ def arguments() -> argparse.ArgumentParser:
     tell = commands.add_parser("report", help="compare", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     tell.set_defaults(command=report)
     tell.add_argument("folder", type=Path, help="where the csv files are")
-    tell.add_argument(
-        "--at", type=at_least_one, nargs="+", help="real steps to compare at; if not given, wherever a curve ends"
-    )
+    tell.add_argument("--at", type=int, nargs="+", help="real steps to compare at; if not given, wherever a curve ends")
     tell.add_argument("--ours", default="polygrad", help="label whose probability of improvement over the others is told")
-    tell.add_argument("--reference", default="ppo", help="label whose final return the others are to reach")
-    tell.add_argument("--target", type=target, nargs="*", default=[], metavar="ENV=RETURN", help="further returns to reach")
-    tell.add_argument("--anchors", type=Path, help="csv of published curves: method, env, steps, mean")
     tell.add_argument("--out", type=Path, help="folder of the report; if not given, report/ beside the csv files")
     return parser
 

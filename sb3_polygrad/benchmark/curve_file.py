@@ -56,9 +56,14 @@ class CurveFile:
             file.write(text.getvalue().encode())
 
     def set_aside(self) -> None:
-        """Keep the files as ``NAME.csv.before`` and ``NAME.json.before``: the run begins anew, and may be interrupted."""
-        for path in (self.path, self.notes_path):
-            path.replace(path.with_name(f"{path.name}.before"))
+        """
+        Keep the files as ``NAME.csv.before`` and ``NAME.json.before``: the run begins anew, and may be interrupted. Of several
+        interrupted attempts the one with most rows is kept.
+        """
+        before = self.path.with_name(f"{self.path.name}.before")
+        if len(read_rows(before)) < len(read_rows(self.path)):
+            self.path.replace(before)
+            self.notes_path.replace(self.notes_path.with_name(f"{self.notes_path.name}.before"))
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an evaluation, as :class:`~sb3_polygrad.benchmark.evaluations.Evaluations` gives it."""

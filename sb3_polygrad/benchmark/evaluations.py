@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
 CLOCKS = ("seconds", "cpu_seconds", "training_seconds", "training_cpu_seconds")
 """Wall-clock and processor time (of all threads) since training began, then both without evaluations."""
@@ -51,7 +51,7 @@ class Stopwatch:
         return {clock: round(float(value), 2) for clock, value in zip(CLOCKS, [*spent, *spent - self._breaks], strict=True)}
 
 
-class Evaluations(EvalCallback):
+class Evaluations(BaseCallback):
     """
     Deterministic evaluations in an environment of their own, each a row of :data:`MEASURES`.
 
@@ -60,49 +60,30 @@ class Evaluations(EvalCallback):
 
     :param env_id: environment
     :param seed: seed of the run
-    :param every: real steps between evaluations
+    :param every: real steps between evaluations (its multiples, wherever the run began)
     :param n_episodes: episodes per evaluation
     :param take: is given each row
-    :param stopwatch: tells the times; one that begins now, if there is none
-    :param kwargs: as in ``EvalCallback``
+    :param stopwatch: tells the times
     """
 
     def __init__(
-        self,
-        env_id: str,
-        seed: int,
-        every: int,
-        n_episodes: int,
-        take: Callable[[dict[str, Any]], None],
-        stopwatch: Stopwatch | None = None,
-        **kwargs: Any,
+        self, env_id: str, seed: int, every: int, n_episodes: int, take: Callable[[dict[str, Any]], None], stopwatch: Stopwatch
     ) -> None:
-        # EvalCallback keeps the single returns only where it may write them.
-        self._folder = tempfile.TemporaryDirectory()
-        kwargs = {"verbose": 0, "log_path": self._folder.name, **kwargs}
-        super().__init__(make_vec_env(env_id, n_envs=1), n_eval_episodes=n_episodes, eval_freq=1, **kwargs)
-        self.every, self.seed, self.take = every, seed, take
-        self.stopwatch = stopwatch or Stopwatch()
+        super().__init__()
+        self.env = make_vec_env(env_id, n_envs=1)
+        self.seed, self.every, self.n_episodes, self.take, self.stopwatch = seed, every, n_episodes, take, stopwatch
 
     def _on_step(self) -> bool:
-        # Multiples of `every`, wherever the run began.
         if self.num_timesteps // self.every == (self.num_timesteps - self.training_env.num_envs) // self.every:
             return True
         with self.stopwatch.taking_a_break():
             seed = np.random.SeedSequence((EVALUATION_SEED + self.seed, self.num_timesteps)).generate_state(1)[0]
-            self.eval_env.seed(int(seed))
-            going_on = super()._on_step()
-        returns = self.evaluations_results[-1]
-        self.take(
-            {
-                "timesteps": self.num_timesteps,
-                "mean_reward": round(float(np.mean(returns)), 4),
-                "std_reward": round(float(np.std(returns)), 4),
-                **self.stopwatch.read(),
-            }
-        )
-        return going_on
+            self.env.seed(int(seed))
+            returns, _ = evaluate_policy(self.model, self.env, self.n_episodes, return_episode_rewards=True)
+        mean, std = round(float(np.mean(returns)), 4), round(float(np.std(returns)), 4)
+        clocks = self.stopwatch.read()
+        self.take({"timesteps": self.num_timesteps, "mean_reward": mean, "std_reward": std, **clocks})
+        return True
 
     def _on_training_end(self) -> None:
-        self.eval_env.close()
-        self._folder.cleanup()
+        self.env.close()

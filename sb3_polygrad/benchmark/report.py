@@ -10,18 +10,11 @@ import pandas as pd
 import seaborn as sns
 
 from sb3_polygrad.benchmark.provenance import write_json
-from sb3_polygrad.benchmark.tables import reach_table, read_results, return_table, seed_table
+from sb3_polygrad.benchmark.tables import read_results, return_table, seed_table
 
 
 def write_report(
-    folder: Path,
-    out: Path,
-    facts: dict[str, Any],
-    at: Sequence[int] | None = None,
-    ours: str = "polygrad",
-    reference: str = "ppo",
-    targets: Mapping[str, float] | None = None,
-    anchors: Path | None = None,
+    folder: Path, out: Path, facts: dict[str, Any], at: Sequence[int] | None = None, ours: str = "polygrad"
 ) -> Path:
     """
     Write ``report.md``, its tables as csv files, ``curves.png``, and ``report.json``.
@@ -31,23 +24,16 @@ def write_report(
     :param facts: what is written down about this call
     :param at: real steps to compare at; None for all at which a curve ends
     :param ours: label whose probability of improvement over the others is told
-    :param reference: label whose final return the others are to reach
-    :param targets: further returns to reach, per environment
-    :param anchors: csv of published curves, drawn as thin lines
     :return: the page
     :raises ValueError: if there is nothing to report
     """
     rows = read_results(folder, ours)
-    tables = {
-        "returns": return_table(rows, at, ours),
-        "reaching": reach_table(rows, reference, targets or {}),
-        "seeds": seed_table(rows),
-    }
+    tables = {"returns": return_table(rows, at, ours), "seeds": seed_table(rows)}
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-    plot(rows, out / "curves.png", None if anchors is None else pd.read_csv(anchors))
-    write_json(out / "report.json", {**facts, "ours": ours, "reference": reference, "targets": dict(targets or {})})
+    plot(rows, out / "curves.png")
+    write_json(out / "report.json", {**facts, "ours": ours})
     page = out / "report.md"
     sections = [
         "# Comparison",
@@ -58,37 +44,17 @@ def write_report(
     return page
 
 
-def plot(rows: pd.DataFrame, path: Path, anchors: pd.DataFrame | None = None) -> None:
+def plot(rows: pd.DataFrame, path: Path) -> None:
     """
     Learning curves, a panel per environment: means over seeds, with bands from the worst to the best seed.
 
     :param rows: from :func:`~sb3_polygrad.benchmark.tables.read_results`
     :param path: of the picture
-    :param anchors: published curves: method, env (``Hopper`` stands for ``Hopper-v5``), steps, mean
     """
-    environments = list(rows["env"].unique())
-    grid = sns.relplot(
-        rows,
-        x="timesteps",
-        y="mean_reward",
-        hue="label",
-        col="env",
-        col_wrap=min(3, len(environments)),
-        kind="line",
-        errorbar=("pi", 100),
-        facet_kws={"sharex": False, "sharey": False},
-        height=3.2,
-        aspect=1.3,
-    )
+    panels = {"col": "env", "col_wrap": min(3, rows["env"].nunique()), "height": 3.2, "aspect": 1.3}
+    lines = {"x": "timesteps", "y": "mean_reward", "hue": "label", "kind": "line", "errorbar": ("pi", 100)}
+    grid = sns.relplot(rows, **lines, **panels, facet_kws={"sharex": False, "sharey": False})
     grid.set_axis_labels("real steps", "return of deterministic episodes").set_titles("{col_name}")
-    for env, axes in grid.axes_dict.items():
-        limits = axes.get_xlim()
-        published = pd.DataFrame() if anchors is None else anchors[anchors["env"].isin([env, env.rsplit("-", 1)[0]])]
-        for method, curve in published.groupby("method") if len(published) else []:
-            axes.plot(curve["steps"], curve["mean"], linewidth=0.7, linestyle="--", label=method)
-        if len(published):
-            axes.legend(fontsize="xx-small")
-        axes.set_xlim(limits)
     grid.savefig(path, dpi=130)
 
 
@@ -96,13 +62,11 @@ def _section(env: str, tables: Mapping[str, pd.DataFrame], ours: str) -> str:
     """All about one environment."""
     titles = {
         "returns": f"Returns; improvement is the probability that a seed of {ours} is better.",
-        "reaching": "Real steps and minutes of training until a return is reached.",
         "seeds": "Single runs: last and best return, and minutes of training per 10,000 real steps.",
     }
     parts = [f"## {env}"]
     for name, title in titles.items():
-        if len(tables[name]) and len(table := tables[name].query("env == @env").drop(columns="env")):
-            parts += [title, _markdown(table)]
+        parts += [title, _markdown(tables[name].query("env == @env").drop(columns="env"))]
     return "\n\n".join(parts)
 
 

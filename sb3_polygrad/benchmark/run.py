@@ -25,6 +25,7 @@ from sb3_polygrad.checkpoint.files import fault_of_archive
 from sb3_polygrad.common.validation import choose
 from sb3_polygrad.policies import PolyGRADPolicy
 from sb3_polygrad.polygrad import PolyGRAD
+from sb3_polygrad.updates import UPDATES
 from sb3_polygrad.world_models.make import WORLD_MODELS
 
 NOT_SETTINGS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
@@ -39,13 +40,10 @@ class Run:
     :param algorithm: one of :data:`~sb3_polygrad.benchmark.algorithms.NAMES`
     :param env: environment
     :param seed: of training; the evaluations have seeds of their own
-    :param steps: real steps
-    :param every: real steps between evaluations
-    :param episodes: per evaluation
+    :param steps: real steps, with an evaluation of so many ``episodes`` after ``every`` so many
     :param settings: keyword arguments of the algorithm
     :param label: name of the variant; that of the algorithm if it is empty
-    :param threads: of torch
-    :param device: of torch
+    :param threads: of torch, on ``device``
     """
 
     algorithm: str
@@ -69,11 +67,6 @@ class Run:
         """Of its files."""
         return re.sub(r"[^\w.-]", "-", f"{self.label or self.algorithm}_{self.env}_{self.seed}")
 
-    @property
-    def evaluated_at(self) -> list[int]:
-        """Real steps of all its evaluations."""
-        return list(range(self.every, self.steps + 1, self.every))
-
     def identity(self) -> dict[str, Any]:
         """All that decides the returns but the number of steps, as json has it: rows of different identity are not mixed."""
         settings = {**_defaults(algorithm_class(self.algorithm)), **self.settings}
@@ -81,6 +74,9 @@ class Run:
             settings["policy_kwargs"] = {**_defaults(PolyGRADPolicy), **(settings["policy_kwargs"] or {})}
             made_by = WORLD_MODELS[choose("world_model", settings["world_model"], WORLD_MODELS)]
             settings["world_model_kwargs"] = {**_defaults(made_by), **(settings["world_model_kwargs"] or {})}
+            update = settings["policy_update"] or ("pathwise" if made_by.differentiable else "ppo")
+            update_defaults = _defaults(UPDATES[choose("policy_update", update, UPDATES)])
+            settings["policy_update_kwargs"] = {**update_defaults, **(settings["policy_update_kwargs"] or {})}
         identity = {
             **self.rows_begin,
             "every": self.every,
@@ -131,7 +127,7 @@ def _execute(run: Run, file: CurveFile, store: Path, facts: dict[str, Any]) -> s
     """:func:`execute`, while no other process works on the run."""
     notes, rows = file.read_notes(), read_rows(file.path)
     _require_same(run, file, notes, bool(rows))
-    if set(run.evaluated_at) <= {int(row["timesteps"]) for row in rows}:
+    if {int(row["timesteps"]) for row in rows}.issuperset(range(run.every, run.steps + 1, run.every)):
         return "skipped"
     th.set_num_threads(run.threads)
     checkpoint = _checkpoint(run, store, notes, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,30 +80,3 @@ def seed_table(rows: pd.DataFrame) -> pd.DataFrame:
             row[name] = last[clock] / 60 / last["timesteps"] * 10_000
         table.append(row)
     return pd.DataFrame(table)
-
-
-def reach_table(rows: pd.DataFrame, reference: str, targets: Mapping[str, float]) -> pd.DataFrame:
-    """
-    Real steps and minutes of training until an evaluation is as good as a target: medians over the seeds, where a seed that
-    never gets there counts as infinitely late (empty if the median is).
-
-    :param rows: from :func:`read_results`
-    :param reference: label; its mean at the last step that all its seeds have is a target of its environment
-    :param targets: further ones, per environment
-    """
-    table = []
-    clocks = ["timesteps", "training_seconds", "training_cpu_seconds"]
-    for env, of_env in rows.groupby("env", sort=False):
-        goals = {"stated": targets[env]} if env in targets else {}
-        if len(theirs := of_env[of_env["label"] == reference]):
-            end = last_common_step(theirs)
-            goals[f"{reference} at {end:,}"] = theirs.loc[theirs["timesteps"] == end, "mean_reward"].mean()
-        for goal, target in goals.items():
-            for label, runs in of_env.groupby("label", sort=False):
-                good = runs[runs["mean_reward"] >= target]
-                first = good.groupby("seed")[clocks].first().reindex(runs["seed"].unique(), fill_value=np.inf).median()
-                row = {"env": env, "goal": goal, "target": target, "label": label, "seeds": runs["seed"].nunique()}
-                row |= {"reached": good["seed"].nunique(), "within": last_common_step(runs), "steps": first["timesteps"]}
-                row |= {"minutes": first["training_seconds"] / 60, "cpu_minutes": first["training_cpu_seconds"] / 60}
-                table.append(row)
-    return pd.DataFrame(table).replace(np.inf, np.nan)

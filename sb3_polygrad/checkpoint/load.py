@@ -44,9 +44,10 @@ def load_model(
             choose("load", name, known)
     try:
         model = sb3_load(path, *args, **kwargs)
-    except (RuntimeError, ValueError) as error:
-        # torch and SB3 have no types for a misfit of networks
-        if "state_dict" not in str(error) and "parameter group" not in str(error):
+    except (RuntimeError, ValueError, KeyError) as error:
+        # torch and SB3 have no types for a misfit of networks; at one of an optimiser SB3 looks in vain for "policy.optimizer"
+        misfit = str(error.__context__ if isinstance(error, KeyError) else error)
+        if "state_dict" not in misfit and "parameter group" not in misfit:
             raise
         raise ValueError(
             f"the networks in {path}, or their optimiser, are not those of this version of sb3_polygrad: load it with the "

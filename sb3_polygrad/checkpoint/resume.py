@@ -15,7 +15,6 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_polygrad.buffers import EpisodeBuffer
 from sb3_polygrad.checkpoint.archive import (
     REPLAY_BUFFER,
     RUN_STATE,
@@ -33,6 +32,7 @@ from sb3_polygrad.checkpoint.env_states import Unavailable, env_states, set_env_
 from sb3_polygrad.checkpoint.files import whole_file
 from sb3_polygrad.checkpoint.plain import from_plain, to_plain
 from sb3_polygrad.checkpoint.random_states import random_states, set_random_states
+from sb3_polygrad.episode_buffer import EpisodeBuffer
 
 if TYPE_CHECKING:
     from sb3_polygrad.polygrad import PolyGRAD

@@ -52,6 +52,9 @@ NotNegative = Annotated[float, Range(0.0)]
 Fraction = Annotated[float, Range(0.0, 1.0)]
 """A number in [0, 1]."""
 
+Decay = Annotated[float, Range(0.0, 1.0, open_high=True)]
+"""A number in [0, 1): what an average keeps of itself. (With 1 it would never move.)"""
+
 LearningRate = Annotated[float, Range(0.0, 1.0, open_low=True)]
 """A number in (0, 1]."""
 
@@ -102,16 +105,18 @@ def check_settings(argument: str, function: Any, given: Mapping[str, Any], not_s
     :raises TypeError: for a value of another type
     :raises ValueError: for an unknown name (with the nearest known one), or a value that is out of range
     """
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters
+    except NameError:  # annotations that only a type checker can resolve stay strings, and accept everything
+        parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if not takes_any:
         for name in given:
             choose(argument, name, set(parameters) - {"self", *not_settings})
-    hints = typing.get_type_hints(vars(function)["__init__"] if isinstance(function, type) else function, include_extras=True)
     prefix = f"{argument}: " if argument else ""
     for name, value in given.items():
-        if name in hints:
-            _check_value(prefix, name, hints[name], value)
+        if name in parameters:
+            _check_value(prefix, name, parameters[name].annotation, value)
 
 
 def _check_value(prefix: str, name: str, hint: Any, value: Any) -> None:
@@ -126,8 +131,8 @@ def _check_value(prefix: str, name: str, hint: Any, value: Any) -> None:
             choose(f"{prefix}{name}", value, literals)
         expected = " or ".join(KINDS[kind][0] if kind in KINDS else f"one of {literals}" for kind, _ in options)
         raise TypeError(f"{prefix}{name} must be {expected}, got {value!r}")
-    ranges = [range_ for _, range_ in of_type if range_ is not None]
-    if ranges and all(value not in range_ for range_ in ranges):
+    ranges = [range_ for _, range_ in of_type]
+    if not any(range_ is None or value in range_ for range_ in ranges):
         raise ValueError(f"{prefix}{name} must be {' or '.join(map(str, ranges))}, got {value!r}")
 
 

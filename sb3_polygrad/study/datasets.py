@@ -30,7 +30,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.distributions import Normal
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.buffers import EpisodeBuffer
+from sb3_polygrad.episode_buffer import EpisodeBuffer
 from sb3_polygrad.study.simulator import Starts
 from sb3_polygrad.world_models.base import PolicyFn
 

@@ -28,8 +28,8 @@ import torch as th
 import yaml
 
 from sb3_polygrad.benchmark.provenance import provenance, write_json
-from sb3_polygrad.buffers import EpisodeBuffer
 from sb3_polygrad.checkpoint.files import whole_file
+from sb3_polygrad.episode_buffer import EpisodeBuffer
 from sb3_polygrad.study import datasets
 from sb3_polygrad.study.measures import MEASURES, Batch, Rows
 from sb3_polygrad.study.simulator import Simulator

@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_polygrad.common.trajectory import Trajectory
-from sb3_polygrad.common.validation import Count, Fraction, LearningRate, NotNegative, Positive, check_settings
+from sb3_polygrad.common.validation import Count, Decay, LearningRate, NotNegative, Positive, check_settings
 from sb3_polygrad.diffusion import karras
 from sb3_polygrad.diffusion.residual_mlp import ResidualMLP
 from sb3_polygrad.world_models.base import Metrics
@@ -49,7 +49,7 @@ class AutoregressiveDiffusionWorldModel(OneStepWorldModel):
         n_layers: Count = 3,
         sampler: Mapping[str, Any] | None = None,
         learning_rate: LearningRate = 1e-3,
-        ema_decay: Fraction = 0.99,
+        ema_decay: Decay = 0.99,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, window=1)
         self._set_sampler(sampler or {})

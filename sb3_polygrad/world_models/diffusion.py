@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_polygrad.common.trajectory import Trajectory
-from sb3_polygrad.common.validation import Count, Fraction, LearningRate, NotNegative, Positive, check_settings, choose
+from sb3_polygrad.common.validation import Count, Decay, LearningRate, NotNegative, Positive, check_settings, choose
 from sb3_polygrad.diffusion.base import Sampler, Task
 from sb3_polygrad.diffusion.controllers import DeltaController
 from sb3_polygrad.diffusion.denoiser import Denoiser
@@ -121,7 +121,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
         sampler: Mapping[str, Any] | Sampler | None = None,
         learning_rate: LearningRate = 1e-3,
         weight_decay: NotNegative = 0.0,
-        ema_decay: Fraction = 0.99,
+        ema_decay: Decay = 0.99,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon)
         if sampler is None or isinstance(sampler, Mapping):

@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_polygrad.common.trajectory import Trajectory
-from sb3_polygrad.common.validation import Count, Fraction, LearningRate, NotNegative
+from sb3_polygrad.common.validation import Count, Decay, LearningRate, NotNegative
 from sb3_polygrad.world_models.base import Metrics
 from sb3_polygrad.world_models.one_step import OneStepWorldModel
 from sb3_polygrad.world_models.standardized import FitSettings
@@ -116,7 +116,7 @@ class EnsembleWorldModel(OneStepWorldModel):
         n_layers: Count = 4,
         learning_rate: LearningRate = 1e-3,
         weight_decay: NotNegative = 0.0,
-        ema_decay: Fraction = 0.99,
+        ema_decay: Decay = 0.99,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, window=1)
         self.n_members = n_members
@@ -128,17 +128,22 @@ class EnsembleWorldModel(OneStepWorldModel):
         n_rows = math.ceil(len(rows) / self.n_members)
         return rows[th.arange(self.n_members * n_rows, device=rows.device) % len(rows)].view(self.n_members, n_rows, -1)
 
+    @staticmethod
+    def _gather(parts: th.Tensor, batch: int) -> th.Tensor:
+        """The inverse of :meth:`_deal`, ``(n_members, rows, ...)`` to ``(batch, ...)``."""
+        return parts.flatten(0, 1)[:batch]
+
     def fit(self, segments: Trajectory) -> Metrics:
         """See :meth:`WorldModel.fit`; squared error, or (stochastic) negative log likelihood, and cross-entropy of endings."""
         steps = self._steps(segments).flat()
-        targets, terminals = self._deal(steps.targets), self._deal(steps.terminals[:, None])[..., 0]
         mean, log_variance, logit = self.network(self._deal(steps.inputs()))
-        errors = (targets - mean).square()
+        errors = (steps.targets - self._gather(mean, len(steps.targets))).square()
         if log_variance is not None:
+            log_variance = self._gather(log_variance, len(steps.targets))
             assert isinstance(self.network, EnsembleNetwork)
             bounds = self.network.max_log_variance_bias - self.network.min_log_variance_bias
             errors = errors * (-log_variance).exp() + log_variance + BOUND_WEIGHT * bounds
-        endings = nn.functional.binary_cross_entropy_with_logits(logit, terminals)
+        endings = nn.functional.binary_cross_entropy_with_logits(self._gather(logit, len(steps.targets)), steps.terminals)
         return self._learn(errors.mean() + endings)
 
     def _begin(self, state: th.Tensor) -> None:
@@ -150,5 +155,5 @@ class EnsembleWorldModel(OneStepWorldModel):
         mean, log_variance, logit = self.average(parts)
         if log_variance is not None:
             mean = mean + (0.5 * log_variance).exp() * th.randn_like(mean)
-        prediction, logit = (out[members.argsort()].flatten(0, 1)[: len(state)] for out in (mean, logit))
+        prediction, logit = (self._gather(out[members.argsort()], len(state)) for out in (mean, logit))
         return None, self._after(state, prediction, logit.sigmoid())

@@ -13,9 +13,10 @@ from sb3_polygrad.world_models.base import WorldModel
 from sb3_polygrad.world_models.diffusion import DiffusionWorldModel
 from sb3_polygrad.world_models.ensemble import EnsembleWorldModel
 from sb3_polygrad.world_models.rssm import RSSMWorldModel
+from sb3_polygrad.world_models.standardized import StandardizedWorldModel
 from sb3_polygrad.world_models.transformer import TransformerWorldModel
 
-WORLD_MODELS: dict[str, Callable[..., WorldModel]] = {
+WORLD_MODELS: dict[str, type[StandardizedWorldModel]] = {
     "ensemble": EnsembleWorldModel,
     "diffusion": DiffusionWorldModel,
     "transformer": TransformerWorldModel,

@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_polygrad.common.trajectory import Trajectory
-from sb3_polygrad.common.validation import Count, Fraction, LearningRate, Positive
+from sb3_polygrad.common.validation import Count, Decay, LearningRate, Positive
 from sb3_polygrad.world_models.base import Metrics
 from sb3_polygrad.world_models.one_step import OneStepWorldModel
 from sb3_polygrad.world_models.standardized import FitSettings
@@ -215,7 +215,7 @@ class RSSMWorldModel(OneStepWorldModel):
         window: Count | None = None,
         reconstruction_weight: Positive = 10.0,
         learning_rate: LearningRate = 1e-3,
-        ema_decay: Fraction = 0.99,
+        ema_decay: Decay = 0.99,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, window)
         self.reconstruction_weight = reconstruction_weight

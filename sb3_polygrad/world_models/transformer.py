@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 
 from sb3_polygrad.common.trajectory import Trajectory
-from sb3_polygrad.common.validation import Count, Fraction, LearningRate
+from sb3_polygrad.common.validation import Count, Decay, LearningRate
 from sb3_polygrad.diffusion.transformer import Block
 from sb3_polygrad.world_models.base import Metrics
 from sb3_polygrad.world_models.one_step import OneStepWorldModel
@@ -65,7 +65,7 @@ class TransformerWorldModel(OneStepWorldModel):
         n_layers: Count = 2,
         context: Count = 15,
         learning_rate: LearningRate = 1e-3,
-        ema_decay: Fraction = 0.99,
+        ema_decay: Decay = 0.99,
     ) -> None:
         super().__init__(obs_dim, action_low, action_high, horizon, window=context)
         network = StepTransformer(obs_dim + self.action_dim, obs_dim + 2, context, width, n_layers)
