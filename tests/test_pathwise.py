@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -15,33 +17,37 @@ from torch import nn
 from torch.distributions import Normal
 
 from sb3_polygrad import PolyGRAD
-from sb3_polygrad.common.gradients import limited
+from sb3_polygrad.common.gradients import clip_row_gradients
+from sb3_polygrad.common.on_policy import standardized_actions
 from sb3_polygrad.common.trajectory import Trajectory
-from sb3_polygrad.world_models.base import Context, PolicyFn, WorldModel
+from sb3_polygrad.imagination import ImaginedBatch
+from sb3_polygrad.updates import PathwiseUpdate, PPOUpdate
+from sb3_polygrad.world_models.base import PolicyFn, WorldModel
 from tests.toys import PointEnv, tiny_model
 
-WITH_GRADIENTS: dict[str, dict[str, Any]] = {
-    "diffusion": dict(world_model="diffusion", world_model_kwargs=dict(n_levels=1)),
-    "ensemble": dict(world_model="ensemble", world_model_kwargs=dict(width=16, n_layers=1)),
-    "transformer": dict(world_model="transformer", world_model_kwargs=dict(width=16, n_layers=1)),
-    "rssm": dict(world_model="rssm", world_model_kwargs=dict(width=16, n_variables=4, n_classes=4)),
+SMALL: dict[str, Any] = dict(width=16, n_layers=1)
+WITH_GRADIENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ensemble": ("ensemble", {}),
+    "stochastic ensemble": ("ensemble", dict(stochastic=True)),
+    "transformer": ("transformer", SMALL),
+    "rssm": ("rssm", dict(width=16, n_variables=4, n_classes=4)),
 }
-WITHOUT: dict[str, dict[str, Any]] = {
-    "policy guided": dict(world_model_kwargs=dict(sampler="policy_guided", n_diffusion_steps=4)),
-    "two levels": dict(world_model_kwargs=dict(n_levels=2)),
-    "autoregressive diffusion": dict(world_model="autoregressive_diffusion", world_model_kwargs=dict(width=16)),
+WITHOUT: dict[str, tuple[str, dict[str, Any]]] = {
+    "policy guided": ("diffusion", {}),
+    "staggered": ("diffusion", dict(sampler=dict(name="staggered"))),
+    "autoregressive diffusion": ("autoregressive_diffusion", SMALL),
 }
 
 
-def model_with(settings: dict[str, Any], **changes: Any) -> PolyGRAD:
+def model_with(settings: tuple[str, dict[str, Any]], **changes: Any) -> PolyGRAD:
     """A small model, its world model fitted a little on a point that reaches its goal."""
-    kwargs = dict(settings.get("world_model_kwargs", {}))
-    tiny = dict(
-        n_steps=8, batch_size=16, horizon=4, n_imagined=16, learning_starts=64, policy_kwargs=dict(net_arch=[16]), seed=0
-    )
-    arguments = {**tiny, **settings, "world_model_kwargs": kwargs, **changes}
-    model = PolyGRAD("MlpPolicy", PointEnv(goal_ends=True), device="cpu", **arguments)
-    return model.learn(200)
+    world_model, kwargs = settings
+    return tiny_model(PointEnv(goal_ends=True), world_model, world_model_kwargs=kwargs, **changes).learn(200)
+
+
+def mean_action(model: PolyGRAD, observations: th.Tensor) -> th.Tensor:
+    with th.no_grad():
+        return model.imagination.policy_at(observations).mean
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
@@ -49,12 +55,13 @@ def test_the_same_trajectories_but_for_what_is_drawn(name: str) -> None:
     model = model_with(WITH_GRADIENTS[name])
     start = model.replay_buffer.sample_observations(64)
     th.manual_seed(1)
-    drawn = model.imagine(64, start)
+    drawn = model.imagination(start).trajectory
     th.manual_seed(1)
-    expected = model.world_model.imagine_expected(start, model._distribution)
+    expected = model.imagination(start, differentiable=True).trajectory
     assert th.allclose(drawn.observations, expected.observations, atol=1e-5)
     assert th.allclose(drawn.rewards, expected.rewards, atol=1e-5)
     assert th.allclose(drawn.actions, expected.actions, atol=1e-5)
+    assert not any(tensor.requires_grad for tensor in drawn) and expected.rewards.requires_grad
     assert ((expected.terminals >= 0.0) & (expected.terminals <= 1.0)).all()
     alive = th.ones(64)
     for t in range(expected.horizon):
@@ -66,15 +73,15 @@ def test_the_same_trajectories_but_for_what_is_drawn(name: str) -> None:
 def test_as_many_endings_as_are_drawn(name: str) -> None:
     model = model_with(WITH_GRADIENTS[name])
     start = model.replay_buffer.sample_observations(4_000)
-    expected = model.world_model.imagine_expected(start, model._distribution)
+    expected = model.imagination(start, differentiable=True).trajectory
     goes_on = (expected.mask[:, -1] * (1.0 - expected.terminals[:, -1])).mean()
-    drawn = model.imagine(4_000, start).terminals[:, -1].mean()
+    drawn = model.imagine(start).terminals[:, -1].mean()
     assert drawn == pytest.approx(1.0 - goes_on.item(), abs=0.03) and drawn > 0.0
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_GRADIENTS if name != "rssm"])
 def test_gradient_is_that_of_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_polygrad.common.gradients.MAX_LENGTH", math.inf)
+    monkeypatch.setattr("sb3_polygrad.common.gradients.MAX_NORM", math.inf)
     # (The RSSM's draws of classes have straight-through gradients, which are no derivatives.)
     model = model_with(WITH_GRADIENTS[name])
     world_model = model.world_model.double()
@@ -84,7 +91,7 @@ def test_gradient_is_that_of_finite_differences(name: str, monkeypatch: pytest.M
     def rewards(shift: th.Tensor) -> th.Tensor:
         th.manual_seed(2)
         policy = lambda states: Normal(-0.1 * states + shift, 0.2)  # noqa: E731
-        imagined = world_model.imagine_expected(start, policy)
+        imagined = world_model.imagine(start, policy, differentiable=True)
         return (imagined.rewards * imagined.mask).sum(dim=1).mean()
 
     gradient = th.autograd.grad(rewards(shift), shift)[0].item()
@@ -98,7 +105,7 @@ def test_no_trajectory_outweighs_the_others() -> None:
     # Lengths 1, 1, 3, 1000: at most three times the median, which is 1, whatever the direction; the values stay.
     values = th.randn(4, 2, 3, requires_grad=True)
     weights = th.nn.functional.normalize(th.randn(4, 6), dim=1) * th.tensor([1.0, 1.0, 3.0, 1_000.0])[:, None]
-    passed = limited(values * 1.0)
+    passed = clip_row_gradients(values * 1.0)
     (passed.flatten(1) * weights).sum().backward()
     assert th.equal(passed, values) and values.grad is not None
     assert th.allclose(values.grad.flatten(1).norm(dim=1), th.tensor([1.0, 1.0, 3.0, 3.0]))
@@ -108,74 +115,65 @@ def test_no_trajectory_outweighs_the_others() -> None:
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_is_the_default_where_there_are_gradients(name: str) -> None:
     model = model_with(WITH_GRADIENTS[name])
-    assert model.policy_update is None and model._update_name == "pathwise"
-    assert all(parameter.grad is None for parameter in model.world_model.average.parameters())  # type: ignore[attr-defined]
-    assert not model.rollout_buffer.returns.requires_grad, "no graph is kept"  # type: ignore[attr-defined]
+    assert model.policy_update is None and isinstance(model.update, PathwiseUpdate)
+    assert all(parameter.grad is None for parameter in model.world_model.average.parameters())  # type: ignore[union-attr]
+    assert not any(tensor.requires_grad for tensor in model.rollout_buffer.all_steps()), "no graph is kept"
 
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_where_there_are_none_ppo_is_the_default_and_pathwise_an_error(name: str) -> None:
     model = model_with(WITHOUT[name])
-    assert model._update_name == "ppo"
+    assert isinstance(model.update, PPOUpdate) and not model.world_model.differentiable
     with pytest.raises(ValueError, match=r"policy_update='pathwise' needs gradients.*'ppo'"):
         model_with(WITHOUT[name], policy_update="pathwise")
-    assert model.world_model.imagine_expected is None
+    with pytest.raises(ValueError, match="has no gradients"):
+        model.imagination(model.replay_buffer.sample_observations(4), differentiable=True)
 
 
 class KnownPoint(WorldModel):
     """``x' = x + a``, reward ``-x'^2``, never ends; nothing to fit."""
+
+    differentiable = True
 
     def __init__(self, obs_dim: int, action_low: th.Tensor, action_high: th.Tensor, horizon: int) -> None:
         super().__init__(obs_dim, len(action_low), horizon)
         self.unused = nn.Parameter(th.zeros(()))
         self.optimizer = th.optim.Adam([self.unused])
 
-    def observe(self, *steps: th.Tensor) -> None:
+    def observe(self, steps: Trajectory) -> None:
         pass
 
-    def fit(self, batch: Trajectory) -> dict[str, th.Tensor]:
+    def fit(self, segments: Trajectory) -> dict[str, th.Tensor]:
         return {"loss": th.zeros(())}
 
-    def imagine_expected(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
+    def imagine(self, start: th.Tensor, policy: PolicyFn, *, differentiable: bool = False) -> Trajectory:
         states, actions = [start], []
-        for _ in range(self.horizon):
-            actions.append(policy(states[-1]).rsample())
-            states.append(states[-1] + actions[-1])
-        observations = th.stack(states, dim=1)
-        rewards = -observations[:, 1:].square().sum(dim=-1)
+        with th.set_grad_enabled(differentiable):
+            for _ in range(self.horizon):
+                actions.append(policy(states[-1]).rsample())
+                states.append(states[-1] + actions[-1])
+            observations = th.stack(states, dim=1)
+            rewards = -observations[:, 1:].square().sum(dim=-1)
         return Trajectory(observations, th.stack(actions, dim=1), rewards, th.zeros_like(rewards), th.ones_like(rewards))
 
-    def imagine(self, start: th.Tensor, policy: PolicyFn, context: Context | None = None) -> Trajectory:
-        with th.no_grad():
-            return self.imagine_expected(start, policy, context)
+
+def known_point(env: gym.Env, **changes: Any) -> PolyGRAD:
+    nothing_to_fit = dict(batch_size=1, gradient_steps=1)
+    settings = dict(n_steps=4, n_imagined=64, learning_starts=40, learning_rate=3e-3, seed=0, device="cpu")
+    return PolyGRAD("MlpPolicy", env, world_model=KnownPoint, **{**nothing_to_fit, **settings, **changes})
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_returns_reach_the_policy_through_a_known_model(normalize: bool) -> None:
+def test_returns_reach_the_policy_through_a_known_model() -> None:
     """The policy that brings the point to 0 in one step is ``a = -x``."""
-    model = PolyGRAD(
-        "MlpPolicy",
-        PointEnv(scale=4.0),
-        world_model=KnownPoint,
-        **dict(n_steps=4, horizon=3, n_imagined=64, learning_starts=40, learning_rate=3e-3, gamma=0.9, seed=0, device="cpu"),
-        normalize_advantage=normalize,
-        policy_kwargs=dict(net_arch=[32], min_std=0.01),
-    )
-    model.learn(1_600)
+    model = known_point(PointEnv(scale=4.0), horizon=3, gamma=0.9, policy_kwargs=dict(net_arch=[32], min_std=0.01))
+    model.learn(1_200)
     points = th.linspace(-1.5, 1.5, 7)[:, None]
-    with th.no_grad():
-        actions = model._distribution(points).mean
-    assert th.allclose(actions, -points, atol=0.25)
+    assert th.allclose(mean_action(model, points), -points, atol=0.25)
 
 
 def test_values_at_the_end_of_the_horizon_reach_the_policy() -> None:
     """Where rewards are the same everywhere, the policy goes where the target critic says that more will come."""
-    model = PolyGRAD(
-        "MlpPolicy",
-        PointEnv(),
-        world_model=KnownPoint,
-        **dict(n_steps=4, horizon=2, n_imagined=64, learning_starts=40, learning_rate=3e-3, seed=0, device="cpu"),
-    ).learn(48)
+    model = known_point(PointEnv(), horizon=2).learn(48)
 
     class Rightwards(nn.Module):
         def forward(self, observations: th.Tensor) -> th.Tensor:
@@ -183,12 +181,43 @@ def test_values_at_the_end_of_the_horizon_reach_the_policy() -> None:
 
     model.policy.critic_target = Rightwards()  # type: ignore[assignment]
     points = th.linspace(-1.5, 1.5, 7)[:, None]
-    before = model._distribution(points).mean.detach()
-    model.policy.update_averages = lambda: None  # type: ignore[method-assign]
+    before = mean_action(model, points)
     for _ in range(10):
-        imagined = model._imagine_to_learn()
-        assert model._learn_from(imagined._replace(rewards=0.0 * imagined.rewards)) is None
-    assert (model._distribution(points).mean > before).all()
+        batch = model.imagination(model.replay_buffer.sample_observations(64), differentiable=True)
+        model.rollout_buffer.fill(ImaginedBatch(batch.trajectory, batch.observations, 0.0 * batch.rewards), model.policy)
+        assert model.update(model.policy, model.rollout_buffer)["skipped"] == 0.0
+    assert (mean_action(model, points) > before).all()
+
+
+def test_a_probable_ending_keeps_the_policy_from_what_comes_after() -> None:
+    """Where an ending is certain the target critic has no say, and the policy does not go where it points."""
+
+    class Over(KnownPoint):
+        def imagine(self, *args: Any, **kwargs: Any) -> Trajectory:
+            imagined = super().imagine(*args, **kwargs)
+            return imagined._replace(terminals=th.ones_like(imagined.terminals), rewards=0.0 * imagined.rewards)
+
+    model = known_point(PointEnv(), horizon=2).learn(48)
+    model.imagination.world_model = Over(1, -th.ones(1), th.ones(1), 2)
+    batch = model.imagination(model.replay_buffer.sample_observations(64), differentiable=True)
+    model.rollout_buffer.fill(batch, model.policy)
+    assert th.equal(model.rollout_buffer.all_steps().returns, th.zeros(128))
+
+
+def test_the_example_of_a_world_model_of_ones_own_knows_the_pendulum() -> None:
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "own_world_model.py"))
+    settings = dict(n_steps=5, learning_starts=50, n_imagined=16, seed=0, device="cpu", policy_kwargs=dict(net_arch=[8]))
+    model = PolyGRAD("MlpPolicy", "Pendulum-v1", world_model=example["KnownPendulum"], **settings).learn(100)
+    assert isinstance(model.update, PathwiseUpdate) and model._n_updates > 0
+    # One imagined step is one real step.
+    real = model.replay_buffer.sample(200, 1)
+    model.world_model.horizon = 1
+    imagined = model.world_model.imagine(
+        real.observations[:, 0], lambda observations: Normal(real.actions[:, 0], th.full_like(real.actions[:, 0], 1e-9))
+    )
+    assert th.allclose(imagined.observations, real.observations, atol=1e-4)
+    assert th.allclose(imagined.rewards, real.rewards, atol=1e-3) and (imagined.mask == 1.0).all()
+    assert len(np.unique(real.rewards)) > 50
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
@@ -198,11 +227,11 @@ def test_gradients_are_bounded_where_they_are_imagined(name: str, monkeypatch: p
 
     def gradient() -> th.Tensor:
         shift = th.zeros(1, requires_grad=True)
-        imagined = model.world_model.imagine_expected(start, lambda states: Normal(-0.1 * states + shift, 0.2))
+        imagined = model.world_model.imagine(start, lambda x: Normal(-0.1 * x + shift, 0.2), differentiable=True)
         return th.autograd.grad(imagined.rewards.sum(), shift)[0]
 
     assert gradient() != 0.0
-    monkeypatch.setattr("sb3_polygrad.common.gradients.MAX_LENGTH", 0.0)
+    monkeypatch.setattr("sb3_polygrad.common.gradients.MAX_NORM", 0.0)
     assert gradient() == 0.0
 
 
@@ -221,35 +250,37 @@ class Features(BaseFeaturesExtractor):
 def test_features_belong_to_the_actor_and_imagination_is_no_training(share: bool) -> None:
     env = VecNormalize(DummyVecEnv([lambda: PointEnv(goal_ends=True)]))
     kwargs = dict(net_arch=[8], features_extractor_class=Features, share_features_extractor=share)
-    model = tiny_model(env, policy_update="pathwise", world_model_kwargs=dict(n_levels=1), policy_kwargs=kwargs, n_epochs=3)
+    model = tiny_model(env, policy_kwargs=kwargs, policy_update_kwargs=dict(n_epochs=3))
     before = [parameter.clone() for parameter in model.policy.actor_parameters()]
     model.learn(200)
     assert all(not th.equal(a, b) for a, b in zip(before, model.policy.actor_parameters(), strict=True))
-    steps = {int(model.policy.optimizer.state[p]["step"]) for p in model.policy.actor_parameters()}
-    assert steps == {model._n_updates}, "the critic's steps leave it alone"
+    steps = {int(model.policy.actor_optimizer.state[p]["step"]) for p in model.policy.actor_parameters()}
+    assert steps == {model._n_updates}, "the steps of the critics leave it alone"
     with th.no_grad():
         model.policy.action_net.weight *= 100.0  # so that one feature less would be another action
-    standardized = model.standardized_actions(model._imagine_to_learn())
+        batch = model.imagination(model.replay_buffer.sample_observations(64))
+        normal = model.imagination.policy_at(batch.trajectory.observations[:, :-1])
+    standardized = standardized_actions(batch.trajectory, normal.mean, normal.stddev)
     assert standardized.std().item() == pytest.approx(1.0, abs=0.3), "the policy that imagined is the one that acts"
 
 
 def test_an_actor_that_never_learns_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sb3_polygrad.learning.MAX_FAULTY_UPDATES", 5)
-    model = tiny_model(PointEnv(), policy_update="pathwise", world_model_kwargs=dict(n_levels=1))
+    monkeypatch.setattr("sb3_polygrad.common.faults.MAX_FAULTY_UPDATES", 5)
+    model = tiny_model(PointEnv())
     model.policy.action_net.bias.register_hook(lambda gradient: gradient * th.nan)
-    with pytest.raises(ValueError, match="gradients of policy and critic were not finite"):
+    with pytest.raises(ValueError, match="gradients of policy and critics were not finite"):
         model.learn(400)
 
 
 def test_deterministic_actions_are_of_the_average_whoever_asks() -> None:
-    model = tiny_model(PointEnv(), policy_update="pathwise", world_model_kwargs=dict(n_levels=1), learning_rate=0.01)
+    model = tiny_model(PointEnv(), learning_rate=0.01)
     model.learn(200)
     observations = th.linspace(-2.0, 2.0, 5)[:, None]
     with th.no_grad():
         average = model.policy._mean(model.policy.actor_average(observations))
         actions, values, log_probs = model.policy(observations, deterministic=True)
-        mean = model._distribution(observations).mean
+    mean = mean_action(model, observations)
     assert th.equal(actions, average) and not th.allclose(actions, mean, atol=1e-4)
     assert th.allclose(th.as_tensor(model.predict(observations.numpy(), deterministic=True)[0]), average.clamp(-1.0, 1.0))
     expected = model.policy.evaluate_actions(observations, actions)

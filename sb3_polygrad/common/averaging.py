@@ -37,7 +37,7 @@ class MovingAverage(AveragedModel, ABC):
         """
         averaged: list[th.Tensor] = list(self.module.parameters())
         current: list[th.Tensor] = list(model.parameters())
-        if self.started:
+        if self.n_updates > 0:
             th._foreach_lerp_(averaged, current, self._fraction())
         else:
             th._foreach_copy_(averaged, current)
@@ -45,11 +45,6 @@ class MovingAverage(AveragedModel, ABC):
             kept.copy_(buffer)
         self.n_averaged += 1.0
         self.n_updates += 1
-
-    @property
-    def started(self) -> bool:
-        """Whether there was an update."""
-        return self.n_updates > 0
 
     @abstractmethod
     def _fraction(self) -> float:

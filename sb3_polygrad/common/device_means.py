@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch as th
-
-
-class Logger(Protocol):
-    """What is asked of a logger."""
-
-    def record(self, key: str, value: Any) -> None: ...
 
 
 class DeviceMeans:
@@ -35,7 +29,7 @@ class DeviceMeans:
         total, count = self._sums.get(names, (0.0, 0.0))
         self._sums[names] = total + values.nan_to_num(nan=0.0), count + known.double()
 
-    def flush(self, logger: Logger) -> None:
+    def flush(self, logger: Any) -> None:
         """
         Record the means since the last call (NaN where no value was known), and start anew.
 

@@ -22,8 +22,8 @@ class Trajectory(NamedTuple):
     :param terminals: ``(batch, horizon)``, 1.0 from the step that ends the episode on, else 0.0
     :param mask: ``(batch, horizon)``, 1.0 for steps that happened (the ending step included), 0.0 after it
 
-    Where endings are not drawn (:meth:`~sb3_polygrad.world_models.base.WorldModel.imagine_expected`) ``terminals`` are the
-    probabilities that a step ends the episode if it is taken, and ``mask`` is the probability that it is taken.
+    In trajectories imagined with gradients ``terminals`` are the probabilities that a step ends the episode if it is taken,
+    and ``mask`` is the probability that it is taken.
     """
 
     observations: th.Tensor

@@ -1,28 +1,4 @@
-"""
-What imagined trajectories are worth, as rows ``(step, measure, value)``, where step 0 stands for the whole batch.
-
-``errors``, by step, of steps that happened both in imagination and in the simulator:
-
-- ``mse_mean``, ``mse_median``: squared error of the observation, standardised by the data's standard deviation, averaged
-  over dimensions; mean and median are over trajectories,
-- ``no_change_mean``, ``no_change_median``: the same of the prediction that the state stays what it was at the start,
-- ``reward_mse``: squared error of the reward, standardised; ``n``: how many trajectories count.
-
-``endings``, by step: share of trajectories that have ended, ``ended`` in imagination and ``ended_real`` in the simulator under
-the same actions; ``ending_error``: share that have ended in one of the two only.
-
-``actions``, of the standardised actions z = (a - μ(s)) / σ(s), with the value that draws from the policy have:
-``action_std`` (1; also by step), ``action_mean`` (0), ``ks``, Kolmogorov-Smirnov distance to N(0, 1) (0), ``autocorrelation``
-at lag 1 (0), ``predictable``, share that a linear function of the observation predicts on other trajectories (0),
-``kurtosis`` (3), ``at_clip``, share within 0.05 of ±3 (0.0009). ``samples``: ``action``, up to 1,000 values of z.
-
-``spread``, by step, of many trajectories from the same start in imagination and in the simulator under the policy; means over
-starts and dimensions: ``spread``, imagined over real standard deviation, ``crps_excess``, how much the continuous ranked
-probability score exceeds that of the truth, in real standard deviations (0 at best; n trajectories on each side alone give
-about 1.1 / n), ``bias``, root mean square difference of the means, in real standard deviations.
-
-``time``, of a batch: ``seconds`` by the clock, ``cpu_seconds``, medians of three batches, and ``parameters`` that are learnt.
-"""
+"""Measures of imagined trajectories, as rows ``(step, measure, value)``; ``docs/study.md`` says what each means."""
 
 from __future__ import annotations
 

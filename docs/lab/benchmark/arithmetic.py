@@ -1,4 +1,8 @@
-"""How fast the machine multiplies matrices, and how many multiplications a function asks for."""
+"""
+How fast the machine multiplies matrices, and how many multiplications a function asks for.
+
+As it was at commit 9bef0af, whose benchmark of speed used it.
+"""
 
 from __future__ import annotations
 
