@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_polygrad.common.validation import check_settings, choose, is_number
+from sb3_polygrad.common.validation import KINDS, check_settings, choose, is_number
 from sb3_polygrad.policies import PolyGRADPolicy
 
 if TYPE_CHECKING:
@@ -78,6 +78,24 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         )
 
 
+def check_before_sb3(algorithm: type[PolyGRAD], policy: Any, env: Any, verbose: Any, builds_networks: bool) -> None:
+    """
+    Refuse the arguments that SB3's constructor would stumble over.
+
+    :param algorithm: the class whose constructor declares types
+    :param policy: as given to the constructor
+    :param env: as given to the constructor
+    :param verbose: as given to the constructor
+    :param builds_networks: whether the constructor needs an environment (``load`` does without one)
+    :raises TypeError: for an argument of another type
+    """
+    check_settings("", algorithm, {"verbose": verbose})
+    if not (isinstance(policy, str) or callable(policy)):
+        raise TypeError(f"policy must be 'MlpPolicy' or a subclass of PolyGRADPolicy, got {policy!r}")
+    if env is None and builds_networks:
+        raise TypeError("env must be an environment, or the name of one, got None")
+
+
 def check_arguments(model: PolyGRAD, algorithm: type[PolyGRAD]) -> None:
     """
     Refuse settings that cannot work, naming the argument and the fix. Types and ranges are those of the signature.
@@ -112,10 +130,26 @@ def check_arguments(model: PolyGRAD, algorithm: type[PolyGRAD]) -> None:
         known = inspect.signature(PolyGRADPolicy).parameters.keys() | inspect.signature(ActorCriticPolicy).parameters.keys()
         for name in model.policy_kwargs:
             choose("policy_kwargs", name, known - NOT_POLICY_KWARGS)
+        kwargs = model.policy_kwargs
+        _check_networks(**{name: kwargs[name] for name in ("net_arch", "activation_fn") if name in kwargs})
     if model.policy_kwargs.get("use_sde"):
         raise ValueError(
             "policy_kwargs: use_sde=True is not supported: imagination needs a std that does not depend on the state"
         )
+
+
+def _check_networks(net_arch: Any = None, activation_fn: Any = "relu") -> None:
+    """Refuse hidden layers and activations of which no network can be made."""
+    parts = net_arch if isinstance(net_arch, dict) else {"pi": [] if net_arch is None else net_arch}
+    for name, sizes in parts.items():
+        choose("policy_kwargs: net_arch", name, ("pi", "vf"))
+        if not (isinstance(sizes, (list, tuple)) and all(KINDS[int][1](size) and size >= 1 for size in sizes)):
+            raise TypeError(
+                "policy_kwargs: net_arch must be a list of layer sizes, or two of them such as dict(pi=[64], vf=[64]), "
+                f"got {net_arch!r}"
+            )
+    if not (isinstance(activation_fn, str) or callable(activation_fn)):
+        raise TypeError(f"policy_kwargs: activation_fn must be a class of torch.nn, or its name, got {activation_fn!r}")
 
 
 def check_segments(model: PolyGRAD, window: int) -> None:

@@ -158,7 +158,8 @@ class StartStates:
             return fresh
         is_over = self.ages > self.n_continuations
         self.ages = th.where(is_over, th.zeros_like(self.ages), self.ages)
-        return th.where(is_over[:, None], fresh, self.ends)
+        self.ends = th.where(is_over[:, None], fresh, self.ends)  # also for a batch that is not kept
+        return self.ends
 
     @th.no_grad()
     def keep(self, imagined: Trajectory) -> None:

@@ -91,7 +91,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] | str = nn.ReLU,
         min_std: Annotated[float, Range(0.0, 1.0)] = 0.1,
-        log_std_init: float = -0.7,
+        log_std_init: Annotated[float, Range(-20.0, 20.0)] = -0.7,
         log_std_learning_rate: NotNegative = 1.5e-3,
         average_actor: bool = True,
         tau: LearningRate = 0.1,

@@ -107,6 +107,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        checks.check_before_sb3(PolyGRAD, policy, env, verbose, _init_setup_model)
         learning = dict(learning_rate=learning_rate, n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda, ent_coef=ent_coef)
         fixed = dict(vf_coef=1.0, use_sde=False, sde_sample_freq=-1, supported_action_spaces=(spaces.Box,))
         logging = dict(stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose)

@@ -167,6 +167,32 @@ def test_unknown_arguments_are_refused() -> None:
         tiny_model(PointEnv(), policy_kwargs=dict(net_arc=[4]))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("net_arch", 64, "net_arch must be a list of layer sizes"),
+        ("net_arch", [64, 0], "net_arch must be a list of layer sizes"),
+        ("net_arch", {"pi": [64.0]}, "net_arch must be a list of layer sizes"),
+        ("net_arch", {"vf": 64}, "net_arch must be a list of layer sizes"),
+        ("net_arch", {"pi": [64], "qf": [64]}, "net_arch: 'qf' is not known"),
+        ("activation_fn", True, "activation_fn must be a class of torch.nn, or its name"),
+        ("activation_fn", "rellu", r"policy_kwargs\['activation_fn'\]: 'rellu' is not known; did you mean 'relu'"),
+        ("log_std_init", 1e300, r"log_std_init must be in \[-20, 20\]"),
+    ],
+)
+def test_bad_policy_kwargs(name: str, value: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        tiny_model(PointEnv(), policy_kwargs={name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("policy", None), ("policy", 3), ("env", None), ("verbose", None), ("verbose", "1")]
+)
+def test_what_sb3_would_stumble_over_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be"):
+        PolyGRAD(**{"policy": "MlpPolicy", "env": PointEnv(), name: value})
+
+
 def test_policies_of_other_algorithms_are_refused() -> None:
     from stable_baselines3.common.policies import ActorCriticPolicy
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_polygrad.episode_buffer import EpisodeBuffer
 from sb3_polygrad.common.trajectory import Trajectory
+from sb3_polygrad.episode_buffer import EpisodeBuffer
 
 
 @dataclass

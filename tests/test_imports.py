@@ -137,13 +137,17 @@ def test_only_the_shell_knows_sb3(path: Path) -> None:
     assert part_of(path) in KNOW_SB3 or not knows, f"{part_of(path)} must not import stable_baselines3"
 
 
+def n_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE
+    assert n_lines(path) <= MAX_FILE
 
 
 def test_the_package_is_short_enough_to_be_read() -> None:
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) <= MAX_PACKAGE
+    assert sum(map(n_lines, FILES)) <= MAX_PACKAGE
 
 
 def test_import_needs_no_extra() -> None:

@@ -166,7 +166,7 @@ def known_point(env: gym.Env, **changes: Any) -> PolyGRAD:
 def test_returns_reach_the_policy_through_a_known_model() -> None:
     """The policy that brings the point to 0 in one step is ``a = -x``."""
     model = known_point(PointEnv(scale=4.0), horizon=3, gamma=0.9, policy_kwargs=dict(net_arch=[32], min_std=0.01))
-    model.learn(1_200)
+    model.learn(2_000)
     points = th.linspace(-1.5, 1.5, 7)[:, None]
     assert th.allclose(mean_action(model, points), -points, atol=0.25)
 

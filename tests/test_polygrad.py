@@ -28,8 +28,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from sb3_polygrad import ActionDiagnostics, DiffusionWorldModel, PolyGRAD, Trajectory
-from sb3_polygrad.episode_buffer import EpisodeBuffer, gae
+from sb3_polygrad.episode_buffer import EpisodeBuffer
 from sb3_polygrad.imagination import Imagination, StartStates
+from sb3_polygrad.imagined_buffer import gae
 from sb3_polygrad.world_models.base import Metrics, PolicyFn, WorldModel
 from tests.toys import PointEnv, SpacesEnv, equal_trees, tiny_model
 
