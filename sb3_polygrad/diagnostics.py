@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_polygrad.common.on_policy import action_diagnostics, standardized_actions
+from sb3_polygrad.common.action_diagnostics import action_diagnostics, standardized_actions
 
 if TYPE_CHECKING:
     from sb3_polygrad.polygrad import PolyGRAD
@@ -17,8 +17,8 @@ class ActionDiagnostics(BaseCallback):
     """
     Imagines trajectories now and then and logs how well their actions match the policy (``imagination/action_...``).
 
-    The policy-guided sampler logs the same at every update. All other samplers and models draw actions from the policy: for
-    them this is a check. It draws random numbers, so that a run with it differs from one without.
+    The policy-guided sampler logs the same at every update; for all other models, whose actions are draws, this is a check.
+    It draws random numbers, so that a run with it differs from one without.
 
     :param freq: real steps, of all environments together, between two logs
     :param n_trajectories: how many are imagined

@@ -60,7 +60,7 @@ class EpisodeBuffer:
         self.terminals = _zeros(n_slots).to(self.device)
 
         self.n_rows = 0  # steps of each environment that were ever added
-        self.n_new_rows = 0  # of these, the latest that new_steps() has not returned yet
+        self.n_new_rows = 0  # of these, the latest that take_new_steps() has not returned yet
         self._episode_begin = np.zeros(n_envs, dtype=np.int64)  # first row of the episode under way
         self._reach = np.full(n_slots, UNDER_WAY, dtype=np.int64)  # last row of a segment that begins at a slot
 
@@ -182,7 +182,7 @@ class EpisodeBuffer:
         observations = th.cat([self.observations[slots[:, :1]], self.next_observations[slots]], dim=1)
         return Trajectory(observations, self.actions[slots], self.rewards[slots] * mask, self.terminals[slots], mask)
 
-    def new_steps(self) -> Trajectory:
+    def take_new_steps(self) -> Trajectory:
         """The steps that were added since the last call, each a segment of one step."""
         rows = np.arange(self.n_rows - self.n_new_rows, self.n_rows)[:, None] % self.capacity
         self.n_new_rows = 0

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 from torch.distributions import Normal
 
-from sb3_polygrad.common.averaging import ExponentialAverage, RecentAverage
+from sb3_polygrad.common.averaging import MovingAverage
 from sb3_polygrad.common.validation import Count, LearningRate, NotNegative, Range, check_settings, choose
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -150,8 +150,8 @@ class PolyGRADPolicy(ActorCriticPolicy):
         critics += [self._new_critic() for _ in range(self.n_critics - 1)]
         self.mlp_extractor.value_net = nn.Sequential()
         self.value_net = Critics(critics)  # type: ignore[assignment]
-        self.critic_target = ExponentialAverage(self._critic(), 1.0 - self.tau)
-        self.actor_average = RecentAverage(self._actor())
+        self.critic_target = MovingAverage(self._critic(), 1.0 - self.tau)
+        self.actor_average = MovingAverage(self._actor())
         self._build_optimizers(lr_schedule)
 
     def _new_critic(self) -> nn.Sequential:

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_polygrad import checks
-from sb3_polygrad.checkpoint import resume as checkpoint
+from sb3_polygrad.checkpoint import saving
 from sb3_polygrad.checkpoint.archive import PathOrFile
 from sb3_polygrad.checkpoint.load import load_model
 from sb3_polygrad.common.device_means import DeviceMeans
@@ -46,8 +46,7 @@ class PolyGRAD(OnPolicyAlgorithm):
     Real steps go to ``replay_buffer``, on which a world model is fitted; the policy learns from trajectories that the world
     model imagines under it, in ``rollout_buffer``. By default the world model is an ensemble of small one-step networks, and
     the policy follows the gradient of its imagined returns through them: of all that was measured this learns best on a CPU.
-    The paper's world model, trajectory diffusion under the policy's guidance, is ``world_model="diffusion"``; its sizes are in
-    ``hyperparams/polygrad-paper.yml``.
+    The paper's world model, policy-guided diffusion, is ``world_model="diffusion"`` (sizes: hyperparams/polygrad-paper.yml).
 
     :param policy: ``"MlpPolicy"`` or a subclass of :class:`~sb3_polygrad.policies.PolyGRADPolicy`
     :param env: the environment, with Box observations and a bounded Box of actions
@@ -64,8 +63,8 @@ class PolyGRAD(OnPolicyAlgorithm):
     :param learning_starts: real steps, taken at random, before the first update
     :param horizon: steps per imagined trajectory
     :param n_imagined: trajectories imagined per update
-    :param policy_update: ``"pathwise"`` (through the world model), ``"ppo"``, or ``"a2c"`` as in the paper. None for the
-        first where the world model is differentiable (the default is), else the second
+    :param policy_update: ``"pathwise"`` (through the world model), ``"ppo"``, or ``"a2c"`` (the paper's). None is pathwise if
+        the world model is differentiable, as the default is, and PPO if not, as ``"diffusion"`` is not
     :param policy_update_kwargs: its settings: see :mod:`sb3_polygrad.updates`
     :param world_model: a name of :data:`~sb3_polygrad.world_models.make.WORLD_MODELS`, or a class or function that makes one
     :param world_model_kwargs: its settings: the keyword arguments of its class
@@ -112,8 +111,8 @@ class PolyGRAD(OnPolicyAlgorithm):
         fixed = dict(vf_coef=1.0, use_sde=False, sde_sample_freq=-1, supported_action_spaces=(spaces.Box,))
         logging = dict(stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose)
         made = dict(rollout_buffer_class=ImaginedRolloutBuffer, policy_kwargs=policy_kwargs, seed=seed, device=device)
-        kwargs = {**learning, **fixed, **logging, **made, "max_grad_norm": max_grad_norm, "_init_setup_model": False}
-        super().__init__(policy, env, **kwargs)  # type: ignore[arg-type]
+        kwargs: dict[str, Any] = {**learning, **fixed, **logging, **made, "max_grad_norm": max_grad_norm}
+        super().__init__(policy, env, **kwargs, _init_setup_model=False)
         self.batch_size, self.gradient_steps, self.critic_learning_rate = batch_size, gradient_steps, critic_learning_rate
         self.buffer_size, self.learning_starts = buffer_size, learning_starts
         self.horizon, self.n_imagined = horizon, n_imagined
@@ -167,13 +166,13 @@ class PolyGRAD(OnPolicyAlgorithm):
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: ImaginedRolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Algorithm 3, lines 4 and 5: real steps under the policy into ``replay_buffer``. As in SB3, but for where they go."""
+        """Algorithm 3, lines 4 and 5: real steps, the first ones random, into ``replay_buffer`` (not ``rollout_buffer``)."""
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
         for _ in range(n_rollout_steps):
             actions = self._sample_actions()  # line 4
-            # Unknown while a step is under way: should it fail, learn() begins with a reset.
-            (obs, original_obs), self._last_obs = (self._last_obs, self._last_original_obs), None
+            # _last_obs is None during the step: if the step fails, the next learn() resets the environments.
+            obs, original_obs, self._last_obs = self._last_obs, self._last_original_obs, None  # type: ignore[has-type]
             new_obs, rewards, dones, infos = env.step(actions)
             self.num_timesteps += env.num_envs
             step = real_step(obs, original_obs, actions, new_obs, rewards, dones, infos, self._vec_normalize_env)  # type: ignore[arg-type]
@@ -189,12 +188,12 @@ class PolyGRAD(OnPolicyAlgorithm):
         return True
 
     def train(self) -> None:
-        """Algorithm 3, lines 6 to 9: world model, imagination, policy, δ."""
+        """Algorithm 3, lines 6 to 9: world model, imagination, policy, and δ if the world model has one."""
         if self._in_prefill:
             return
-        steps = self.replay_buffer.new_steps()
+        steps = self.replay_buffer.take_new_steps()
         self.world_model.observe(steps)
-        skipped_fits = self._fit_world_model(self._n_fits(len(steps.rewards)))  # line 6
+        skipped_fits = self._fit_world_model(self._n_fits_due(len(steps.rewards)))  # line 6
         self.imagination.sync(self._vec_normalize_env)
         start = self.start_states.draw(self.replay_buffer, self.n_imagined)
         batch = self.imagination(start, self.update.differentiable)  # line 7
@@ -202,11 +201,11 @@ class PolyGRAD(OnPolicyAlgorithm):
             self.start_states.keep(batch.trajectory)
             # Line 9 comes before line 8: δ is judged by the policy that acted.
             adapted = self.world_model.adapt(batch.detach().trajectory, self.imagination.policy_at)  # line 9
-            self.rollout_buffer.fill(batch, self.policy)
+            self.rollout_buffer.fill(batch, self.policy)  # line 8: returns and advantages
             self.policy.set_learning_rates(self.lr_schedule(self._current_progress_remaining), self.critic_learning_rate)
             self.logger.record("train/learning_rate", self.policy.actor_optimizer.param_groups[0]["lr"])
             self.policy.set_training_mode(True)
-            learned = self.update(self.policy, self.rollout_buffer)  # line 8
+            learned = self.update(self.policy, self.rollout_buffer)  # line 8: gradient steps
             self.policy.update_averages()
             self._means.add("train", {**learned, "std": self.policy.relative_std.mean()})
             self._means.add("imagination", {**batch.summary(), **adapted})
@@ -219,7 +218,7 @@ class PolyGRAD(OnPolicyAlgorithm):
             "the imagined trajectories": not is_finite,
             "the gradients of policy and critics": is_finite and float(learned["skipped"]) == 1.0,
         }
-        self._faults.check(faults, self.policy, save=lambda: checkpoint.save_where_it_failed(self))
+        self._faults.check(faults, self.policy, save=lambda: saving.save_where_it_failed(self))
 
     def _sample_actions(self) -> np.ndarray:
         """Actions for the present observations, clipped to the box: random ones until something was learnt."""
@@ -232,11 +231,11 @@ class PolyGRAD(OnPolicyAlgorithm):
 
     @property
     def _in_prefill(self) -> bool:
-        """Whether there are too few real steps to learn from. (A second ``learn`` goes on at once.)"""
+        """Whether there are too few real steps to learn from (in all: a second ``learn`` has no prefill)."""
         return len(self.replay_buffer) < min(self.learning_starts, self.replay_buffer.capacity * self.n_envs)
 
-    def _n_fits(self, n_new_steps: int) -> int:
-        """Gradient steps of the world model that new real steps call for; real steps that were loaded count as a prefill."""
+    def _n_fits_due(self, n_new_steps: int) -> int:
+        """Gradient steps of the world model for new real steps. Of a loaded buffer no more than the prefill count as new."""
         per_update = self.n_steps * self.n_envs
         n_new_steps = min(n_new_steps, max(self.learning_starts, per_update) + per_update)
         return n_new_steps if self.gradient_steps < 0 else n_new_steps * self.gradient_steps // per_update
@@ -285,7 +284,7 @@ class PolyGRAD(OnPolicyAlgorithm):
         self.imagination.sync(self._vec_normalize_env)
         return self.imagination(starts.to(self.device)).trajectory
 
-    def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None: ...  # it has work for a GPU
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None: ...  # SB3 advises on-policy MLPs against GPUs
 
     # ------------------------------------------------------------------ saving, see sb3_polygrad.checkpoint
 
@@ -299,7 +298,7 @@ class PolyGRAD(OnPolicyAlgorithm):
 
     def save(self, path: PathOrFile, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Save the model as in SB3; the file replaces an older one of that name only when it is complete."""
-        checkpoint.save(self, path, exclude, include)
+        saving.save(self, path, exclude, include)
 
     @classmethod
     def load(cls: type[SelfPolyGRAD], path: PathOrFile, *args: Any, **kwargs: Any) -> SelfPolyGRAD:  # type: ignore[override]
@@ -308,22 +307,22 @@ class PolyGRAD(OnPolicyAlgorithm):
 
     def save_replay_buffer(self, path: PathOrFile) -> None:
         """Save the real steps, as tensors (no pickles); the suffix ``.pkl``, SB3's, is added if there is none."""
-        checkpoint.save_replay_buffer(self, path)
+        saving.save_replay_buffer(self, path)
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """Load real steps as in SB3. The episodes under way always end where the file ends: the environments are elsewhere."""
-        checkpoint.load_replay_buffer(self, path)
+        saving.load_replay_buffer(self, path)
 
     def save_checkpoint(self, folder: str | Path, keep: int = 3) -> Path:
-        """Save all that :meth:`resume` needs, see :func:`~sb3_polygrad.checkpoint.resume.save_checkpoint`."""
-        return checkpoint.save_checkpoint(self, folder, keep)
+        """Save all that :meth:`resume` needs, see :func:`~sb3_polygrad.checkpoint.saving.save_checkpoint`."""
+        return saving.save_checkpoint(self, folder, keep)
 
     @classmethod
     def resume(
         cls: type[SelfPolyGRAD], path: str | Path, env: GymEnv | str, replay_buffer: str | Path | None = None, **kwargs: Any
     ) -> SelfPolyGRAD:
-        """Resume a run from a checkpoint, see :func:`~sb3_polygrad.checkpoint.resume.resume`."""
-        return checkpoint.resume(cls, path, env, replay_buffer, **kwargs)
+        """Resume a run from a checkpoint, see :func:`~sb3_polygrad.checkpoint.saving.resume`."""
+        return saving.resume(cls, path, env, replay_buffer, **kwargs)
 
     @property
     def timesteps_left(self) -> int:

@@ -21,13 +21,10 @@ def real_step(
     """
     The arguments of :meth:`EpisodeBuffer.add` from one step of a ``VecEnv``.
 
-    :param obs: ``(n_envs, ...)`` in which was acted, as the policy saw them
-    :param original_obs: the same in the environment's units, under ``VecNormalize``
-    :param actions: ``(n_envs, ...)`` as the environment received them
-    :param new_obs: ``(n_envs, ...)`` after the step; the first of the next episode where done
-    :param rewards: ``(n_envs,)``
-    :param dones: ``(n_envs,)``
-    :param infos: one per environment
+    Observations and actions are ``(n_envs, ...)``, rewards and dones ``(n_envs,)``.
+
+    :param obs: in which was acted, as the policy saw them; ``original_obs`` in the environment's units, under ``VecNormalize``
+    :param new_obs: after the step; where done, the first of the next episode
     :param wrapper: ``VecNormalize`` around the environments, if there is one
     :return: observations, actions, rewards, next observations, terminated, truncated
     """

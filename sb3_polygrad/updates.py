@@ -269,7 +269,7 @@ def make_update(
     update = UPDATES[name]
     if update.differentiable and not differentiable:
         raise ValueError(
-            "policy_update='pathwise' needs gradients, and the world model has none with these world_model_kwargs: choose "
+            "policy_update='pathwise' needs gradients, and this world model is not differentiable: choose "
             "policy_update='ppo', or leave it to the default"
         )
     check_settings("policy_update_kwargs", update, kwargs, not_settings=("ent_coef", "max_grad_norm"))

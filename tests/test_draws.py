@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from torch.distributions import AffineTransform, Independent, Laplace, Normal, TanhTransform, TransformedDistribution
 
-from sb3_polygrad.diffusion.draws import draw
+from sb3_polygrad.common.draws import draw
 
 NOISE = th.tensor([[0.5, -2.0], [0.0, 1.0]])
 GAUSSIAN = Normal(th.tensor([1.0, -1.0]), th.tensor([0.1, 0.5]))

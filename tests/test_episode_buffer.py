@@ -258,7 +258,7 @@ def test_state_dict_is_complete_and_goes_on(n_steps: int) -> None:
     kept, copied = Stream(capacity=8), Stream(capacity=8)
     for stream in (kept, copied):
         stream.steps("." * n_steps)
-        stream.buffer.new_steps()
+        stream.buffer.take_new_steps()
         stream.steps(".")
     copied.save_and_load()
     for kind in "..T..L....T":
@@ -266,7 +266,7 @@ def test_state_dict_is_complete_and_goes_on(n_steps: int) -> None:
             stream.steps(kind)
         assert copied.starts(3) == kept.starts(3)
     copied.check(1, 2, 3, 4)
-    assert all(th.equal(a, b) for a, b in zip(kept.buffer.new_steps(), copied.buffer.new_steps(), strict=True))
+    assert all(th.equal(a, b) for a, b in zip(kept.buffer.take_new_steps(), copied.buffer.take_new_steps(), strict=True))
 
 
 def test_state_dict_is_a_copy() -> None:
@@ -292,20 +292,20 @@ def test_new_steps_are_shown_once() -> None:
     stream = Stream(capacity=4, n_envs=2)
     for t in range(3):
         stream.step([t == 2, False], [False, t == 1])
-    steps = stream.buffer.new_steps()
+    steps = stream.buffer.take_new_steps()
     assert steps.observations.shape == (6, 2, 1) and steps.rewards.shape == (6, 1)
     assert sorted(steps.observations[:, 0, 0].tolist()) == [1, 2, 3, 1001, 1002, 1003]
     first = steps.observations[:, :1, 0]
     assert th.equal(steps.observations[:, 1:, 0], first + 0.5), "the true successor, across a time limit too"
     assert th.equal(steps.actions[..., 0], -first) and th.equal(steps.rewards, first + 0.25)
     assert th.equal(steps.terminals, (first == 3.0).float()) and (steps.mask == 1.0).all()
-    assert len(stream.buffer.new_steps().rewards) == 0
+    assert len(stream.buffer.take_new_steps().rewards) == 0
     stream.step([False, False], [False, False])
-    assert sorted(stream.buffer.new_steps().observations[:, 0, 0].tolist()) == [4, 1004]
+    assert sorted(stream.buffer.take_new_steps().observations[:, 0, 0].tolist()) == [4, 1004]
     for _ in range(6):
         stream.step([False, False], [False, False])
     newest = [7, 8, 9, 10, 1007, 1008, 1009, 1010]
-    assert sorted(stream.buffer.new_steps().observations[:, 0, 0].tolist()) == newest, "no more than it holds"
+    assert sorted(stream.buffer.take_new_steps().observations[:, 0, 0].tolist()) == newest, "no more than it holds"
 
 
 @pytest.mark.parametrize("n_steps", [3, 11])
@@ -313,11 +313,11 @@ def test_all_steps_may_count_as_new_again(n_steps: int) -> None:
     stream = Stream(capacity=6, n_envs=2)
     for _ in range(n_steps):
         stream.step([False, False], [False, False])
-    stream.buffer.new_steps()
+    stream.buffer.take_new_steps()
     stream.buffer.count_all_as_new()
-    steps = stream.buffer.new_steps()
+    steps = stream.buffer.take_new_steps()
     assert sorted(steps.observations[:, 0, 0].tolist()) == stream.starts(1) and len(steps.rewards) == 2 * min(n_steps, 6)
-    assert len(stream.buffer.new_steps().rewards) == 0
+    assert len(stream.buffer.take_new_steps().rewards) == 0
 
 
 def test_start_states_are_observations_in_which_was_acted() -> None:
@@ -340,7 +340,7 @@ def test_what_is_not_finite_is_refused_and_leaves_no_trace(name: str, value: flo
     assert len(stream.buffer) == 2
     stream.step([False, False], [False, False])
     stream.check(1, 2, 3)
-    assert len(stream.buffer.new_steps().rewards) == 4
+    assert len(stream.buffer.take_new_steps().rewards) == 4
 
 
 def test_asks_for_more_where_nothing_can_be_drawn() -> None:

@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from torch.distributions import Normal
 
-from sb3_polygrad.common.on_policy import action_autocorrelation, action_std, standardized_actions
+from sb3_polygrad.common.action_diagnostics import action_autocorrelation, action_std, standardized_actions
 from sb3_polygrad.common.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.imagination import ImaginedBatch
 from sb3_polygrad.imagined_buffer import ImaginedRolloutBuffer, gae

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch as th
 
-from sb3_polygrad.common.on_policy import action_autocorrelation, action_std, ks_distance, predictable_share
+from sb3_polygrad.common.action_diagnostics import action_autocorrelation, action_std, ks_distance, predictable_share
 
 BATCH, HORIZON = 4_000, 5
 MASK = th.ones(BATCH, HORIZON)

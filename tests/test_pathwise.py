@@ -17,8 +17,8 @@ from torch import nn
 from torch.distributions import Normal
 
 from sb3_polygrad import PolyGRAD
+from sb3_polygrad.common.action_diagnostics import standardized_actions
 from sb3_polygrad.common.gradients import clip_row_gradients
-from sb3_polygrad.common.on_policy import standardized_actions
 from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.imagination import ImaginedBatch
 from sb3_polygrad.updates import PathwiseUpdate, PPOUpdate

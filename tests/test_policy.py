@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_polygrad.common.averaging import RecentAverage
+from sb3_polygrad.common.averaging import MovingAverage
 from sb3_polygrad.policies import ACTIVATIONS, PolyGRADPolicy
 
 BOXES = [
@@ -199,11 +199,11 @@ def test_deterministic_predictions_are_of_the_averaged_actor() -> None:
 
 def test_the_average_is_of_the_latest_tenth_of_all_updates() -> None:
     network = nn.Linear(1, 1)
-    average, n = RecentAverage(network), 2000
+    average, n = MovingAverage(network), 2000
     for update in range(n):
         nn.init.constant_(network.weight, update)
         if update == n // 2:  # saved and loaded it goes on as it would have done
-            saved, average = average, RecentAverage(network)
+            saved, average = average, MovingAverage(network)
             average.load_state_dict(saved.state_dict())
         average.update_parameters(network)
     # In closed form: weights that grow as the 9th power of the update have their mean at n / 1.1.

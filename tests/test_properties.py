@@ -177,6 +177,11 @@ def with_a_wild_one(draw: Any) -> tuple[dict[str, Any], str]:
     if name in NESTED and draw(st.integers(0, 3)):
         given[name] = {**given[name], (setting := draw(st.sampled_from(sorted(settings_of(name, given))))): draw(WILD)}
         return given, setting
+    sampler = given["world_model_kwargs"].get("sampler")
+    if name == "world_model_kwargs" and sampler and draw(st.booleans()):
+        setting = draw(st.sampled_from(sorted(sampler)))
+        given[name] = {**given[name], "sampler": {**sampler, setting: draw(WILD)}}
+        return given, setting
     given[name] = draw(WILD)
     if name == "env":  # only a model that builds no networks may do without one
         given.pop("_init_setup_model", None)

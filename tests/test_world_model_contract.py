@@ -14,7 +14,7 @@ from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
 from sb3_polygrad import PolyGRAD
-from sb3_polygrad.common.on_policy import action_autocorrelation, action_std, ks_distance
+from sb3_polygrad.common.action_diagnostics import action_autocorrelation, action_std, ks_distance
 from sb3_polygrad.common.trajectory import Trajectory, mask_after_ending
 from sb3_polygrad.world_models.ensemble import EnsembleWorldModel
 from sb3_polygrad.world_models.make import WORLD_MODELS, make_world_model

@@ -4,9 +4,8 @@ Where the time of an iteration goes, for several settings side by side.
     python -m sb3_polygrad.benchmark.speed --env Hopper-v5 --settings '{}' '{"world_model": "diffusion"}' --out speed
 
 For each of the settings (json, arguments of the constructor) a model learns ``--steps`` real steps. Then the parts of an
-iteration are timed one after the other, ``--repeats`` times, the settings taking turns: what the machine does beside this run
-falls on all of them alike. ``OUT.csv`` has a row per setting and part with the median milliseconds per real step;
-``OUT.json`` the command, versions, and the rate of each ``learn``.
+iteration are timed, ``--repeats`` times, the settings taking turns: noise of the machine falls on all of them alike.
+``OUT.csv`` has the median milliseconds per real step and part, ``OUT.json`` the command, versions, and rate of ``learn``.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def time_iteration(model: PolyGRAD) -> dict[str, float]:
         return result
 
     def fit() -> None:
-        model.world_model.observe(model.replay_buffer.new_steps())
+        model.world_model.observe(model.replay_buffer.take_new_steps())
         model.world_model.train()
         for _ in range(n_fits):
             model.world_model.fit(model.replay_buffer.sample(model.batch_size, model.world_model.window))

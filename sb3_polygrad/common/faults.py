@@ -25,7 +25,7 @@ class FaultMonitor:
 
         :param faults: what may not have been finite throughout the update, and whether it was so
         :param policy: what was updated
-        :param save: saves the run as it is, for whoever looks into the fault
+        :param save: saves the run as it is
         :raises ValueError: at the last of :data:`MAX_FAULTY_UPDATES` faulty updates in a row, or if the policy is not finite
         """
         if not all_finite(policy.parameters()):  # an optimiser's own doing

@@ -35,8 +35,7 @@ def _step_if(wanted: th.Tensor, optimizer: th.optim.Optimizer) -> None:
     """
     Take a step if a bool scalar on the device says so.
 
-    Torch's fused Adam reads ``found_inf`` on the device (made for loss scaling), so that the host does not wait. Every other
-    optimiser makes the host wait.
+    Torch's fused Adam reads ``found_inf`` on the device (made for loss scaling); every other optimiser makes the host wait.
     """
     on_device = type(optimizer) in (th.optim.Adam, th.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups)
     if not on_device:

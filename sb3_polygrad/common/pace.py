@@ -7,30 +7,21 @@ import warnings
 
 
 class PaceWarning:
-    """
-    Warns once, after the first few updates of a run, if the rest will take many hours (paper sizes on a CPU do).
+    """Warns once, after the first few updates of a run, if the rest will take many hours (paper sizes on a CPU do)."""
 
-    :param after_updates: updates that are timed
-    :param hours: a shorter run is not worth a warning
-    """
+    n_timed, hours = 3, 5.0  # updates that are timed; a shorter run is not worth a warning
 
-    def __init__(self, after_updates: int = 3, hours: float = 5.0) -> None:
-        self.after_updates = after_updates
-        self.hours = hours
+    def __init__(self) -> None:
         self._times: list[float] = []
 
     def update(self, updates_left: float) -> None:
-        """
-        To be called after each update.
-
-        :param updates_left: updates until the end of the run
-        """
-        if len(self._times) > self.after_updates:
+        """To be called after each update, with the number of updates until the end of the run."""
+        if len(self._times) > self.n_timed:
             return
         self._times.append(time.perf_counter())
-        if len(self._times) <= self.after_updates:
+        if len(self._times) <= self.n_timed:
             return
-        hours = (self._times[-1] - self._times[0]) / self.after_updates * updates_left / 3600
+        hours = (self._times[-1] - self._times[0]) / self.n_timed * updates_left / 3600
         if hours > self.hours:
             warnings.warn(
                 f"at this pace the rest of the run takes about {hours:.0f} hours: use a GPU (device='cuda'), or the "

@@ -1,4 +1,4 @@
-"""What a sampler needs of the world, and what the world may ask of a sampler."""
+"""The contract of a sampler: what it is given, and what it returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small controllers with explicit state: measure in, setting out."""
+"""The controller of δ, the action update scale."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Guidance(Protocol):
 
     def finish(self, actions: th.Tensor, policy: Normal) -> th.Tensor:
         """
-        The actions returned, after the last diffusion step.
+        Clip the actions to where the policy would put them; the last thing that happens to them.
 
         :param actions: ``(batch, horizon, action_dim)``
         :param policy: distribution of the policy at the returned states

@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 from torch.distributions import Distribution, Normal
 
-from sb3_polygrad.common.on_policy import action_diagnostics, action_std, standardized_actions
+from sb3_polygrad.common.action_diagnostics import action_diagnostics, action_std, standardized_actions
 from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
 from sb3_polygrad.diffusion.gaussian import GaussianDiffusion
@@ -43,8 +43,8 @@ class PolicyGuidedSampler(nn.Module):
     def corrupt(self, clean: th.Tensor, actions: th.Tensor) -> Corrupted:
         """See :class:`~sb3_polygrad.diffusion.base.Sampler`."""
         n_steps = self.diffusion.n_steps
-        i = th.randint(1, n_steps + 1, (len(clean),), device=clean.device)  # Algorithm 1, line 4
-        noise = th.randn_like(clean)  # line 5
+        i = th.randint(1, n_steps + 1, (len(clean),), device=clean.device)  # Alg. 1, l. 4
+        noise = th.randn_like(clean)  # Alg. 1, l. 5
         noisy = self.diffusion.add_noise(clean, i, noise)
         noisy[:, 0] = clean[:, 0]  # inpainting of the start
         scaled = actions * self.diffusion.signal[i, None, None]
@@ -58,23 +58,23 @@ class PolicyGuidedSampler(nn.Module):
             return _gaussian(task.policy(states))
 
         levels = th.arange(process.n_steps + 1, device=task.first.device).view(-1, 1, 1) / process.n_steps
-        actions = task.action_mean + task.action_std * task.noise  # line 2
-        noisy = th.randn(batch, actions.shape[1] + 1, task.first.shape[1], device=task.first.device)  # line 3
+        actions = task.action_mean + task.action_std * task.noise  # Alg. 2, l. 2
+        noisy = th.randn(batch, actions.shape[1] + 1, task.first.shape[1], device=task.first.device)  # Alg. 2, l. 3
         for i in range(process.n_steps, 0, -1):
-            noisy[:, 0] = task.first  # line 6
-            output = task.denoiser(noisy, task.condition(actions) * process.signal[i], levels[i])  # line 7
-            clean = task.bound(process.predict_clean(output, noisy, i))  # line 9
+            noisy[:, 0] = task.first  # Alg. 2, l. 6
+            output = task.denoiser(noisy, task.condition(actions) * process.signal[i], levels[i])  # Alg. 2, l. 7
+            clean = task.bound(process.predict_clean(output, noisy, i))  # Alg. 2, l. 9
             clean[:, 0] = task.first
             if i == 1:
                 break
             std = process.posterior_std[i]
             noise = std * task.action_std * th.randn_like(actions)
-            actions, clean = self.guidance.guide(DiffusionStep(actions, clean, noisy, policy, noise))  # line 10
+            actions, clean = self.guidance.guide(DiffusionStep(actions, clean, noisy, policy, noise))  # Alg. 2, l. 10
             mean = process.posterior_mean(clean, noisy, i)
             if self.final_clip is not None and i <= FINAL_STEPS:
                 mean = noisy + (mean - noisy).clamp(-self.final_clip, self.final_clip)
-            noisy = mean + std * th.randn_like(mean)  # line 13
-        # Lines 12 to 14. The posterior of the last step is the clean estimate itself.
+            noisy = mean + std * th.randn_like(mean)  # Alg. 2, l. 13
+        # Alg. 2, l. 12 to 14: the last step ends at the clean estimate, so that the loop breaks before it adds noise.
         return Sample(clean, self.guidance.finish(actions, policy(clean[:, :-1])))
 
     def adapt(self, imagined: Trajectory, policy: Callable[[th.Tensor], Distribution]) -> dict[str, th.Tensor]:

@@ -9,10 +9,10 @@ import torch as th
 from torch import nn
 from torch.distributions import Distribution
 
+from sb3_polygrad.common.draws import draw
 from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.common.validation import Count, NotNegative
 from sb3_polygrad.diffusion.base import Corrupted, Sample, Task
-from sb3_polygrad.diffusion.draws import draw
 
 FLAT_FRACTION = 0.15
 """Fraction of the training examples in which all states have the same level."""

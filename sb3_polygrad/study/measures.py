@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.stats
 import torch as th
 
-from sb3_polygrad.common.on_policy import action_autocorrelation, action_std, predictable_share, standardized_actions
+from sb3_polygrad.common.action_diagnostics import action_autocorrelation, action_std, predictable_share, standardized_actions
 from sb3_polygrad.common.trajectory import Trajectory
 from sb3_polygrad.polygrad import PolyGRAD
 from sb3_polygrad.study.simulator import Simulator, Starts

@@ -34,7 +34,7 @@ class WorldModel(nn.Module, ABC):
 
     optimizer: th.optim.Optimizer
     differentiable: bool = False
-    """Whether ``imagine(..., differentiable=True)`` is possible."""
+    """Whether ``imagine(..., differentiable=True)`` is possible: a property of the class, not of its settings."""
 
     def __init__(self, obs_dim: int, action_dim: int, horizon: int, window: int | None = None) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class WorldModel(nn.Module, ABC):
         :param policy: observations to the distribution of actions
         :param differentiable: with gradients with respect to the actions. What is drawn without a gradient is not drawn then:
             ``terminals`` are the probabilities that a step that is taken ends the episode, and ``mask`` is the probability
-            that it is taken. Else there are no gradients, and terminals are drawn
+            that it is taken. Else there are no gradients, and terminals are 0 or 1
         :return: the trajectories; actions as drawn, before clipping to the box. If the network fails numerically, rewards and
             observations are NaN, which the caller has to look for
         :raises RuntimeError: if the model was never fitted

@@ -144,7 +144,7 @@ class DiffusionWorldModel(StandardizedWorldModel):
         actions = th.where(segments.mask[..., None] > 0.0, segments.actions, shuffled.view_as(segments.actions))
         corrupted = self.sampler.corrupt(self._encode(segments), self._condition(actions))
         output = self.network(corrupted.noisy, corrupted.actions, corrupted.level)
-        return self._learn(nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:]))  # line 6; the first state is given
+        return self._learn(nn.functional.mse_loss(output[:, 1:], corrupted.target[:, 1:]))  # Alg. 1, l. 6
 
     def _imagine(self, start: th.Tensor, policy: PolicyFn) -> Imagined:
         """See :meth:`WorldModel.imagine`; Algorithm 2."""

@@ -152,7 +152,7 @@ class EnsembleWorldModel(OneStepWorldModel):
     def _step(self, memory: None, state: th.Tensor, action: th.Tensor) -> tuple[None, th.Tensor]:
         members = th.randperm(self.n_members, device=state.device)  # which part goes to which member
         parts = self._deal(th.cat([state, action], dim=1))[members]
-        mean, log_variance, logit = self.average(parts)
+        mean, log_variance, logit = self.average(parts)  # averaged weights imagine, self.network learns
         if log_variance is not None:
             mean = mean + (0.5 * log_variance).exp() * th.randn_like(mean)
         prediction, logit = (self._gather(out[members.argsort()], len(state)) for out in (mean, logit))

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_polygrad.common.draws import draw
 from sb3_polygrad.common.normalizer import RunningNormalizer
 from sb3_polygrad.common.trajectory import Trajectory
-from sb3_polygrad.diffusion.draws import draw
 from sb3_polygrad.world_models.base import PolicyFn
 from sb3_polygrad.world_models.standardized import Imagined, StandardizedWorldModel
 

@@ -88,18 +88,6 @@ class Latent(NamedTuple):
         return th.cat(self, dim=-1)
 
 
-class Prediction(NamedTuple):
-    """
-    :param state: ``(batch, obs_dim)``, standardised
-    :param reward: ``(batch,)`` of the step that led there, standardised
-    :param ending: ``(batch,)`` probability that it ended the episode
-    """
-
-    state: th.Tensor
-    reward: th.Tensor
-    ending: th.Tensor
-
-
 class RSSM(nn.Module):
     """
     Recurrent state-space model: what is remembered is a GRU's state, what is uncertain are categorical variables.
@@ -164,19 +152,20 @@ class RSSM(nn.Module):
             latents.append(latent)
         return latents, th.stack(posteriors, dim=1)
 
-    def forward(self, latent: Latent, action: th.Tensor) -> tuple[Latent, Prediction]:
+    def forward(self, latent: Latent, action: th.Tensor) -> tuple[Latent, th.Tensor, th.Tensor, th.Tensor]:
         """
         One imagined step.
 
         :param latent: where it begins
         :param action: ``(batch, action_dim)``, standardised
+        :return: latent; state ``(batch, obs_dim)``, reward ``(batch,)``, standardised; probability of a terminal ``(batch,)``
         """
         memory = self.advance(latent, action)
         latent = Latent(memory, draw_classes(self.prior(memory)).flatten(1))
         features = latent.features()
         reward = (self.reward_head(features).softmax(dim=-1) * self.bins).sum(dim=-1)
         ending = self.ending_head(features).squeeze(-1).sigmoid()
-        return latent, Prediction(symexp(self.decoder(features)), symexp(reward), ending)
+        return latent, symexp(self.decoder(features)), symexp(reward), ending
 
 
 class RSSMWorldModel(OneStepWorldModel):
@@ -260,5 +249,5 @@ class RSSMWorldModel(OneStepWorldModel):
         return network.follow(state[:, None], state.new_zeros(len(state), 0, self.action_dim))[0][-1]
 
     def _step(self, memory: Latent, state: th.Tensor, action: th.Tensor) -> tuple[Latent, th.Tensor]:
-        latent, after = self.average(memory, action)
-        return latent, th.cat([after.state, after.reward[:, None], self._standardized_ending(after.ending)], dim=1)
+        latent, after, reward, ending = self.average(memory, action)
+        return latent, th.cat([after, reward[:, None], self._standardized_ending(ending)], dim=1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_polygrad.common.averaging import ExponentialAverage
+from sb3_polygrad.common.averaging import MovingAverage
 from sb3_polygrad.common.gradients import clip_row_gradients
 from sb3_polygrad.common.normalizer import RunningNormalizer
 from sb3_polygrad.common.optimizing import gradient_step
@@ -84,7 +84,7 @@ class StandardizedWorldModel(WorldModel, ABC):
 
     fit_settings: FitSettings
     network: nn.Module
-    average: ExponentialAverage
+    average: MovingAverage
     fitted: th.Tensor
     action_low: th.Tensor
     action_high: th.Tensor
@@ -104,7 +104,7 @@ class StandardizedWorldModel(WorldModel, ABC):
         self.register_load_state_dict_post_hook(_count_after_loading)
 
     def observe(self, steps: Trajectory) -> None:
-        """See :meth:`WorldModel.observe`. Successors hold what acting observations do not: the last one of an episode."""
+        """See :meth:`WorldModel.observe`. The observations include the last one of each episode."""
         self.state_normalizer.update(steps.observations)
         self.outcome_normalizer.update(th.cat([steps.rewards, steps.terminals], dim=1))
         self.action_normalizer.update(steps.actions)
@@ -113,13 +113,13 @@ class StandardizedWorldModel(WorldModel, ABC):
 
     def _will_learn(self, network: nn.Module, settings: FitSettings) -> None:
         """Set up the network that learns, its average and its optimiser."""
-        if not settings.weight_decay * settings.learning_rate < 1.0:  # of itself a weight keeps 1 minus that per step
+        if not settings.weight_decay * settings.learning_rate < 1.0:  # AdamW multiplies weights by 1 minus that
             raise ValueError(
                 f"world_model_kwargs: weight_decay times learning_rate must be less than 1, got {settings.weight_decay} "
                 f"times {settings.learning_rate}: lower weight_decay"
             )
         self.network, self.fit_settings = network, settings
-        self.average = ExponentialAverage(network, settings.ema_decay)
+        self.average = MovingAverage(network, settings.ema_decay)
         decays = {name: p.dim() > 1 and "bias" not in name and "head" not in name for name, p in network.named_parameters()}
         groups = [
             {"params": [p for name, p in network.named_parameters() if decays[name]], "weight_decay": settings.weight_decay},
@@ -150,21 +150,22 @@ class StandardizedWorldModel(WorldModel, ABC):
 
     @abstractmethod
     def _imagine(self, start: th.Tensor, policy: PolicyFn) -> Imagined:
-        """See :meth:`imagine`, in standardised units."""
+        """See :meth:`imagine`; ``start`` is in the environment's units, the states that are returned are standardised."""
 
     def imagine(self, start: th.Tensor, policy: PolicyFn, *, differentiable: bool = False) -> Trajectory:
         """See :meth:`WorldModel.imagine`."""
         if self.n_fits == 0:
             raise RuntimeError("the world model was never fitted: call fit() on real segments (or learn()) before imagining")
         if differentiable and not self.differentiable:
-            raise ValueError(f"{type(self).__name__} has no gradients with these settings: pass differentiable=False")
+            raise ValueError(f"{type(self).__name__} is not differentiable: pass differentiable=False")
         with th.set_grad_enabled(differentiable):
             observations, actions, rewards, endings = self._decode(self._imagine(start, policy), start)
             if differentiable:
                 terminals = endings.clamp(0.0, 1.0)
             else:
-                # A probability is drawn. Cut at one half instead, a terminal of which the model is not quite sure would never
-                # happen, and a policy that risks it would learn that there is nothing to fear.
+                # Differentiable models predict the probability of a terminal, which is drawn here: cut at one half, a terminal
+                # that the model is unsure of would never happen, and a policy would learn to risk it. The other models have
+                # drawn the channel themselves, and it only has to be rounded.
                 threshold = th.rand_like(endings) if self.differentiable else 0.5
                 terminals = th.cummax((endings > threshold).float(), dim=1).values
             return Trajectory(observations, actions, rewards, terminals, mask_after_ending(terminals))

@@ -22,7 +22,7 @@ def draw(policy: Distribution, noise: th.Tensor) -> th.Tensor:
     """
     raise TypeError(
         f"no function of state and noise is known for {type(policy).__name__}: write one and decorate it with "
-        "sb3_polygrad.diffusion.draws.draw.register, or use the policy-guided sampler"
+        "sb3_polygrad.common.draws.draw.register, or use the policy-guided sampler"
     )
 
 
