@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from sb3_polygrad.common.averaging import MovingAverage
-from sb3_polygrad.common.validation import Count, LearningRate, NotNegative, Range, check_settings, choose
+from sb3_polygrad.common.validation import Count, Fraction, LearningRate, Range, check_settings, choose
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 """Activations by name, as they stand in YAML."""
@@ -92,7 +92,7 @@ class PolyGRADPolicy(ActorCriticPolicy):
         activation_fn: type[nn.Module] | str = nn.ReLU,
         min_std: Annotated[float, Range(0.0, 1.0)] = 0.1,
         log_std_init: Annotated[float, Range(-20.0, 20.0)] = -0.7,
-        log_std_learning_rate: NotNegative = 1.5e-3,
+        log_std_learning_rate: Fraction = 1.5e-3,
         average_actor: bool = True,
         tau: LearningRate = 0.1,
         n_critics: Count = 2,

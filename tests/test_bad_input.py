@@ -177,6 +177,7 @@ def test_unknown_arguments_are_refused() -> None:
         ("net_arch", {"pi": [64], "qf": [64]}, "net_arch: 'qf' is not known"),
         ("activation_fn", True, "activation_fn must be a class of torch.nn, or its name"),
         ("activation_fn", "rellu", r"policy_kwargs\['activation_fn'\]: 'rellu' is not known; did you mean 'relu'"),
+        ("log_std_learning_rate", 1e150, r"log_std_learning_rate must be in \[0, 1\]"),
         ("log_std_init", 1e300, r"log_std_init must be in \[-20, 20\]"),
     ],
 )
